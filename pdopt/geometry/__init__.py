@@ -1,0 +1,1 @@
+"""Sets, moves inside them, proximal maps and Bregman divergences."""

@@ -1,0 +1,1 @@
+"""Named methods: each a small table of arguments to the one saddle step."""

@@ -1,0 +1,1 @@
+"""Linear maps as pytrees: `matvec`, `rmatvec`, norms, scaling."""

@@ -1,0 +1,1 @@
+"""The host side: precision scope, interrupts, progress, checkpoints."""
