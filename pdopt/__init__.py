@@ -4,6 +4,9 @@ One saddle-point step, written once, solves linear and quadratic programs, games
 `pdopt.rules.saddle`. Importing this package changes no JAX configuration and creates no array.
 """
 
+from pdopt.methods.pdhg import PDHG
+from pdopt.problems.linear import LinearProgram
+from pdopt.solve import solve
 from pdopt.types import Memory, Pair, Residuals, Solution, Status, Steps, Visit, record
 
 __all__ = ["Memory", "Pair", "Residuals", "Solution", "Status", "Steps", "Visit", "record"]

@@ -115,6 +115,18 @@ class Residuals(NamedTuple):
         return jax.numpy.maximum(jax.numpy.maximum(self.primal, self.dual), self.gap)
 
 
+class Optimality(NamedTuple):
+    """Everything one look at a pair gives: residuals, both objectives, and what else proves them.
+
+    `proof` is the problem's own: the reduced costs of a linear program, () where the pair says it all.
+    """
+
+    residuals: Residuals
+    objective: Any
+    dual_objective: Any
+    proof: Any = ()
+
+
 @dataclass_transform(frozen_default=True)
 def record(cls: type | None = None, *, static: tuple[str, ...] = ()) -> Any:
     """Make a class a frozen dataclass and a pytree: problems, views, methods and rules are records.

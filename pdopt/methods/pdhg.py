@@ -1,0 +1,199 @@
+"""Primal-dual hybrid gradient (Chambolle, Pock 2011): `min_x max_y f(x) + <v(x), y> - h(y)` with affine v.
+
+    x' = prox(x - tau grad(x, y), tau);   seen = 2x' - x;   y' = move(y, v(seen), sigma);   tau = eta/omega, sigma = eta omega
+
+The iterate carries its violation, `x = Image(point, v(point))`: extrapolating both is extrapolating v (v is affine),
+so one product with A and one with A' make a step, and what a step size or a restart wants to know (`<dy, dv>`) costs
+none. Around the step: reflected Halpern (Lu, Yang 2024), restarts on the fixed-point error and a primal weight
+(cuPDLPx), and the step size of PDLP (Applegate et al. 2021) taken inside the epoch.
+
+Not done here: feasibility polishing, presolve, quadratic objectives.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pdopt.errors import InvalidOption, require_range, unknown_name
+from pdopt.operators.scaling import Scaling
+from pdopt.problems.views import saddle
+from pdopt.rules.acceleration import Averaged, Halpern, Plain, Relaxed, Track, check_averaged
+from pdopt.rules.restart import Epoch, FixedPointRestart, PrimalWeight, Weight
+from pdopt.rules.saddle import Parts, row, saddle_step
+from pdopt.rules.stepsize import AdaptiveStep, ConstantStep, Movement, Size
+from pdopt.types import Memory, Pair, Steps, Visit, record
+
+ACCELERATIONS = {"halpern": Halpern, "averaged": Averaged, "relaxed": Relaxed, "plain": Plain}
+
+
+class Image(NamedTuple):
+    """A primal point with its violation `v(point)`; both are averaged, reflected and extrapolated together."""
+
+    point: Any
+    violation: Any
+
+
+class State(NamedTuple):
+    """What the next step needs."""
+
+    track: Track
+    size: Size
+    weight: Weight
+    epoch: Epoch
+
+
+@record(static=("every",))
+class PDHG:
+    """Restarted PDHG. The default engine is reflected Halpern with a step size that adapts inside the epoch.
+
+    Float settings are traced: a sweep over them is a `vmap` and one compilation.
+
+    Attributes:
+        acceleration: `Halpern`, `Averaged`, `Relaxed` or `Plain`, or its lower-case name.
+        stepsize: `AdaptiveStep` or `ConstantStep`.
+        restart: when an epoch ends; weight: how the primal weight moves then.
+        scaling: what the problem is scaled by first.
+        every: steps between checks, >= 1 (64 on a CPU; 200 where a check costs several steps).
+
+    Raises:
+        InvalidOption: a setting outside its range, or more reflection than PDHG allows (1).
+
+    Example:
+        >>> import pdopt
+        >>> lp = pdopt.LinearProgram([1.0, 2.0], [[1.0, 1.0]], [1.0], [jnp.inf], [0.0, 0.0], dtype=jnp.float32)
+        >>> solution = pdopt.solve(lp, PDHG(), tolerance=1e-5)
+        >>> str(solution.reason), round(float(solution.objective), 3)
+        ('optimal', 1.0)
+    """
+
+    acceleration: Any = Halpern(0.85)
+    stepsize: Any = AdaptiveStep()
+    restart: FixedPointRestart = FixedPointRestart()
+    weight: PrimalWeight = PrimalWeight()
+    scaling: Scaling = Scaling()
+    every: int = 64
+
+    def __post_init__(self) -> None:
+        if isinstance(self.acceleration, str):
+            if self.acceleration not in ACCELERATIONS:
+                raise unknown_name("acceleration", self.acceleration, ACCELERATIONS)
+            object.__setattr__(self, "acceleration", ACCELERATIONS[self.acceleration]())
+        if not isinstance(self.acceleration, tuple(ACCELERATIONS.values())):
+            raise InvalidOption(f"acceleration is {self.acceleration!r}; expected one of {sorted(ACCELERATIONS)}")
+        if not isinstance(self.every, int) or self.every < 1:
+            raise InvalidOption(f"every is {self.every!r}; expected an integer >= 1")
+        if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(self)):
+            self.stepsize.validate()
+            self.restart.validate()
+            require_range("gain", self.weight.gain, 0.0, 1.0)
+        check_averaged(self.acceleration, 0.5, "PDHG")
+
+    @staticmethod
+    def constant(**settings: Any) -> "PDHG":
+        """Reflected Halpern with a constant step 0.998 / |A| (r2HPDHG as in cuPDLPx): no reduction inside the loop."""
+        fixed = {"acceleration": Halpern(1.0), "stepsize": ConstantStep(), "weight": PrimalWeight(gain=0.99)}
+        return PDHG(**{**fixed, **settings})
+
+    @staticmethod
+    def averaged(**settings: Any) -> "PDHG":
+        """Restarted averaged PDHG with the adaptive step (PDLP), restarting to the better of iterate and mean."""
+        fixed = {
+            "acceleration": Averaged(),
+            "stepsize": AdaptiveStep(factor=1.0),
+            "restart": FixedPointRestart(0.2, 0.8, 0.36),
+            "weight": PrimalWeight(gain=0.5, integral=0.0),
+        }
+        return PDHG(**{**fixed, **settings})
+
+    def view(self, problem: Any) -> Any:
+        """The problem as this method sees it."""
+        return saddle(problem, self.scaling)
+
+    def parts(self, view: Any, steps: Steps) -> Parts:
+        """The row of the table: the functions that make the saddle step PDHG."""
+
+        def primal(x: Image, y: Any) -> Image:
+            point = view.prox(x.point - steps.primal * view.gradient(x.point, y), steps.primal)
+            return Image(point, view.violation(point))
+
+        return row(primal, lambda seen: seen.violation, view.move, theta=1.0)
+
+    def _map(self, view: Any, size: Size, omega: Any) -> Any:
+        steps = size.steps(omega)
+        parts = self.parts(view, steps)
+        return lambda pair, memory: saddle_step(parts, steps.dual, pair, memory)
+
+    def init(self, view: Any, start: Pair) -> State:
+        """The first state from a pair in the view's units."""
+        point = Pair(Image(start.x, view.violation(start.x)), start.y)
+        size = self.stepsize.init(view.largest if self.stepsize.adapts else view.norm())
+        dtype = jnp.result_type(size.eta)
+        return State(self.acceleration.init(point), size, self.weight.init(view.balance), Epoch.begin(dtype))
+
+    def step(self, view: Any, state: State) -> tuple[State, Visit]:
+        """One saddle step, accelerated; a step that the size rule rejects leaves the point where it was."""
+        omega, size, epoch = state.weight.omega, state.size, state.epoch
+        track, _, visit = self.acceleration.apply(self._map(view, size, omega), state.track, Memory(), size.eta)
+        taken = jnp.int32(1)
+        if self.stepsize.adapts:
+            size = self.stepsize.update(size, movement(visit), omega)
+            track = optax.tree.where(size.accepted, track, state.track)
+            taken = size.accepted.astype(jnp.int32)
+        epoch = epoch._replace(steps=epoch.steps + taken, total=epoch.total + 1)
+        return State(track, size, state.weight, epoch), visit
+
+    def pair(self, view: Any, state: State, visit: Visit) -> Pair:
+        """The pair to return now, in the view's units."""
+        candidate, _ = self._candidate(view, state, visit)
+        return Pair(candidate.x.point, candidate.y)
+
+    def _candidate(self, view: Any, state: State, visit: Visit) -> tuple[Pair, Any]:
+        """The point a restart would go to, and its fixed-point error."""
+        omega, eta = state.weight.omega, state.size.eta
+        error = movement(visit).error(eta, omega)
+        if not isinstance(self.acceleration, Averaged):
+            return self.acceleration.best(state.track, visit), error
+        mean = state.track.mean
+        of_mean, _ = self._map(view, state.size, omega)(mean, Memory())
+        mean_error = movement(Visit(mean, of_mean)).error(eta, omega)
+        return optax.tree.where(mean_error < error, mean, visit.after), jnp.minimum(mean_error, error)
+
+    def direction(self, view: Any, state: State, visit: Visit) -> Pair:
+        """Where the iterates drift: the last step, or the way since the restart, at every other check.
+
+        Both converge to the infimal displacement of T, which holds a ray when there is one (arXiv 2102.04592).
+        """
+        far = (state.epoch.total // self.every) % 2 == 0
+        before = optax.tree.where(far, state.track.anchor, visit.before)
+        drift = optax.tree.sub(visit.after, before)
+        return Pair(drift.x.point, drift.y)
+
+    def check(self, view: Any, state: State, visit: Visit) -> State:
+        """Restart and move the primal weight where the rules say so; refresh the carried violation."""
+        candidate, error = self._candidate(view, state, visit)
+        restart = self.restart.decide(state.epoch, error) & state.size.accepted
+        anchor = state.track.anchor
+        dx, dy = _distance(candidate.x.point, anchor.x.point), _distance(candidate.y, anchor.y)
+        moved = self.weight.update(state.weight, dx, dy)
+        weight = optax.tree.where(restart, moved, state.weight)
+        point = optax.tree.where(restart, candidate, state.track.point)
+        # The violation of a blended point is a blend too and gathers rounding errors; one product makes it exact again.
+        point = point._replace(x=Image(point.x.point, view.violation(point.x.point)))
+        begun = self.acceleration.init(point)
+        track = optax.tree.where(restart, begun, state.track._replace(point=point))
+        after, _ = self._map(view, state.size, weight.omega)(point, Memory())
+        first = movement(Visit(point, after)).error(state.size.eta, weight.omega)
+        return State(track, state.size, weight, self.restart.update(state.epoch, restart, error, first))
+
+
+def movement(visit: Visit) -> Movement:
+    """What one step moved: `|dx|^2`, `|dy|^2` and `<dy, dv>`."""
+    change = optax.tree.sub(visit.after, visit.before)
+    dx, dv, dy = change.x.point, change.x.violation, change.y
+    return Movement(optax.tree.vdot(dx, dx), optax.tree.vdot(dy, dy), optax.tree.vdot(dy, dv))
+
+
+def _distance(a: Any, b: Any) -> Any:
+    return optax.tree.norm(optax.tree.sub(a, b))

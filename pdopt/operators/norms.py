@@ -1,0 +1,42 @@
+"""The spectral norm of an operator by power iteration on `A A'`."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def spectral_norm(operator: Any, size: int, dtype: Any, *, tolerance: float = 1e-4, limit: int = 5000) -> Any:
+    """`|A|_2` to about `tolerance`, from a fixed Gaussian start; 0 for a zero operator.
+
+    Stops when `|A A'v - lambda v| < tolerance lambda` with `|v| = 1`, or after `limit` products. Power iteration
+    approaches from below, so a step size takes a margin (0.998).
+
+    Args:
+        operator: has `matvec` and `rmatvec`.
+        size: m, the length of `A x`.
+
+    Example:
+        >>> from pdopt.operators.dense import Dense
+        >>> print(round(float(spectral_norm(Dense(jnp.diag(jnp.array([3.0, 1.0]))), 2, jnp.float32)), 3))
+        3.0
+    """
+    if size == 0:
+        return jnp.zeros((), dtype)
+    start = jax.random.normal(jax.random.key(0), (size,), dtype)
+
+    def body(carry: tuple[Any, Any, Any, Any]) -> tuple[Any, Any, Any, Any]:
+        v, _, _, count = carry
+        image = operator.matvec(operator.rmatvec(v))
+        value = v @ image
+        error = jnp.linalg.norm(image - value * v)
+        norm = jnp.linalg.norm(image)
+        return image / jnp.where(norm > 0, norm, 1), value, error, count + 1
+
+    def unsettled(carry: tuple[Any, Any, Any, Any]) -> Any:
+        _, value, error, count = carry
+        return (count < limit) & (error > tolerance * value)
+
+    first = (start / jnp.linalg.norm(start), jnp.ones((), dtype), jnp.full((), jnp.inf, dtype), jnp.int32(0))
+    return jnp.sqrt(jnp.maximum(lax.while_loop(unsettled, body, first)[1], 0))

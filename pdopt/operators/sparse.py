@@ -1,0 +1,229 @@
+"""A sparse matrix: entries `(row, column, value)` for looking at it, split sliced ELL (`layout`) for multiplying.
+
+`Sparse` is what a problem holds: one differentiable leaf `values`, and the plans of both products. Products want
+`Sliced`, the values put in place, in the layout's own order of rows and columns: `Sparse.ordered()` gives that map
+with the two orders, so that a solver permutes its vectors once and both products are plain concatenations;
+`Sparse.ready()` gives the map in the user's order.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse as sp
+
+from pdopt.errors import InvalidProblem
+from pdopt.operators.base import Order
+from pdopt.operators.layout import Layout, Plan, make_plan, multiply, place
+from pdopt.runtime.precision import as_array
+from pdopt.types import record
+
+
+@record
+class Sliced:
+    """Both products of a sparse matrix in its layout's order of rows and columns."""
+
+    forward: Layout
+    adjoint: Layout
+
+    def matvec(self, x: Any) -> Any:
+        """`A x`."""
+        return multiply(self.forward, x)
+
+    def rmatvec(self, y: Any) -> Any:
+        """`A' y`."""
+        return multiply(self.adjoint, y)
+
+
+@record(static=("shape",))
+class Sparse:
+    """The operator of a sparse `(m, n)` matrix; differentiable in `values`, the stored entries in row-major order.
+
+    Attributes:
+        values: `(nnz,)`; `row`, `column`: int32 `(nnz,)`, sorted by row, then column.
+        forward, adjoint: plans of the two products; rows, columns: the orders in which the plans work.
+
+    Example:
+        >>> A = Sparse.from_entries([0, 1, 1], [1, 0, 1], [2.0, 1.0, 3.0], (2, 2), jnp.float32)
+        >>> print(A.matvec(jnp.ones(2)), A.rmatvec(jnp.ones(2)))
+        [2. 4.] [1. 5.]
+    """
+
+    values: Any
+    row: Any
+    column: Any
+    forward: Plan
+    adjoint: Plan
+    rows: Order
+    columns: Order
+    shape: tuple[int, int]
+
+    @staticmethod
+    def from_entries(row: Any, column: Any, values: Any, shape: tuple[int, int], dtype: Any) -> "Sparse":
+        """From coordinates, in any order; duplicates are summed and explicit zeros dropped.
+
+        The pattern must be concrete (it decides the layout); `values` may be traced when the coordinates are already
+        sorted by row and column without duplicates, else they are sorted and summed on the host.
+
+        Raises:
+            InvalidProblem: an index outside the shape (JAX itself would clamp or drop it silently).
+        """
+        m, n = (int(size) for size in shape)
+        row, column = np.asarray(row, np.int64), np.asarray(column, np.int64)
+        for name, index, size in (("row", row, m), ("column", column, n)):
+            if index.size and (index.min() < 0 or index.max() >= size):
+                bad = int(np.flatnonzero((index < 0) | (index >= size))[0])
+                raise InvalidProblem(f"A has {name} index {index[bad]} at entry {bad}; expected 0 to {size - 1}")
+        if not isinstance(values, jax.core.Tracer):
+            matrix = sp.csr_matrix((np.asarray(values), (row, column)), shape=(m, n))
+            matrix.sum_duplicates()
+            matrix.eliminate_zeros()
+            coo = matrix.tocoo()
+            row, column, values = coo.row.astype(np.int64), coo.col.astype(np.int64), coo.data
+        elif np.any(np.diff(row * n + column) <= 0):
+            raise InvalidProblem("traced values need entries sorted by row and column, without duplicates")
+        entry = np.arange(row.size)
+        row_start = np.searchsorted(row, np.arange(m + 1))
+        by_column = np.argsort(column, kind="stable")
+        column_start = np.searchsorted(column[by_column], np.arange(n + 1))
+        forward = make_plan(row_start, column, entry, row.size)
+        adjoint = make_plan(column_start, row[by_column], by_column, row.size)
+        rows, columns = _order(forward.order, m), _order(adjoint.order, n)
+        return Sparse(
+            as_array("A", values, dtype),
+            row.astype(np.int32),
+            column.astype(np.int32),
+            _renumber(forward.plan, columns.rank),
+            _renumber(adjoint.plan, rows.rank),
+            rows,
+            columns,
+            (m, n),
+        )
+
+    @property
+    def dtype(self) -> Any:
+        """Dtype of the entries."""
+        return self.values.dtype
+
+    @property
+    def entries(self) -> Any:
+        """All stored values, to look at (finite, largest)."""
+        return self.values
+
+    def _sliced(self) -> Sliced:
+        return Sliced(place(self.forward, self.values), place(self.adjoint, self.values))
+
+    def matvec(self, x: Any) -> Any:
+        """`A x`; for many products call `ready()` once."""
+        return self.rows.back(multiply(place(self.forward, self.values), self.columns.put(x)))
+
+    def rmatvec(self, y: Any) -> Any:
+        """`A' y`."""
+        return self.columns.back(multiply(place(self.adjoint, self.values), self.rows.put(y)))
+
+    def row_norms(self, kind: str) -> Any:
+        """Norm of every row, 0 for empty ones."""
+        return _segment_norm(kind, self.values, self.row, self.shape[0])
+
+    def column_norms(self, kind: str) -> Any:
+        """Norm of every column, 0 for empty ones."""
+        return _segment_norm(kind, self.values, self.column, self.shape[1])
+
+    def scale(self, row: Any, column: Any) -> "Sparse":
+        """`diag(row) A diag(column)`, same pattern."""
+        return _with_values(self, row[self.row] * self.values * column[self.column])
+
+    def ordered(self) -> tuple[Sliced, Order | None, Order | None]:
+        """The same map in the layout's order, with the orders of rows and columns."""
+        return self._sliced(), self.rows, self.columns
+
+    def ready(self) -> "Ready":
+        """The same map with the values in place."""
+        return Ready(self, self._sliced())
+
+    def toarray(self) -> Any:
+        """The dense matrix, for small ones."""
+        return jnp.zeros(self.shape, self.dtype).at[self.row, self.column].add(self.values)
+
+
+@record
+class Ready:
+    """A sparse operator whose values are already in their layout: products cost no gather of the values."""
+
+    base: Sparse
+    inner: Sliced
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(m, n)`."""
+        return self.base.shape
+
+    @property
+    def dtype(self) -> Any:
+        """Dtype of the entries."""
+        return self.base.dtype
+
+    @property
+    def entries(self) -> Any:
+        """All stored values."""
+        return self.base.values
+
+    def matvec(self, x: Any) -> Any:
+        """`A x`."""
+        return self.base.rows.back(self.inner.matvec(self.base.columns.put(x)))
+
+    def rmatvec(self, y: Any) -> Any:
+        """`A' y`."""
+        return self.base.columns.back(self.inner.rmatvec(self.base.rows.put(y)))
+
+    def row_norms(self, kind: str) -> Any:
+        """Norm of every row."""
+        return self.base.row_norms(kind)
+
+    def column_norms(self, kind: str) -> Any:
+        """Norm of every column."""
+        return self.base.column_norms(kind)
+
+    def scale(self, row: Any, column: Any) -> Sparse:
+        """`diag(row) A diag(column)`."""
+        return self.base.scale(row, column)
+
+    def ordered(self) -> tuple[Sliced, Order | None, Order | None]:
+        """The map in the layout's order."""
+        return self.inner, self.base.rows, self.base.columns
+
+    def ready(self) -> "Ready":
+        """Itself."""
+        return self
+
+
+def _with_values(operator: Sparse, values: Any) -> Sparse:
+    return Sparse(
+        values, operator.row, operator.column, operator.forward, operator.adjoint, operator.rows, operator.columns,
+        operator.shape,
+    )  # fmt: skip
+
+
+def _order(order: np.ndarray, size: int) -> Order:
+    rank = np.empty(size, np.int32)
+    rank[order] = np.arange(size, dtype=np.int32)
+    return Order(order.astype(np.int32), rank)
+
+
+def _renumber(plan: Plan, rank: np.ndarray) -> Plan:
+    """The plan with its input positions counted in the other side's order."""
+    long = (_renumber(plan.long[0], rank), plan.long[1]) if plan.long else ()
+    return Plan(tuple(rank[i] for i in plan.index), plan.position, long, plan.empty, plan.padding)
+
+
+def _segment_norm(kind: str, values: Any, owner: Any, size: int) -> Any:
+    magnitude = jnp.abs(values)
+    if kind == "linf":
+        # Empty segments come back as -inf.
+        return jnp.maximum(jax.ops.segment_max(magnitude, owner, size), 0)
+    if kind == "l1":
+        return jax.ops.segment_sum(magnitude, owner, size)
+    if kind == "l2":
+        return jnp.sqrt(jax.ops.segment_sum(magnitude * magnitude, owner, size))
+    raise ValueError(f"norm kind is {kind!r}; expected 'l1', 'l2' or 'linf'")

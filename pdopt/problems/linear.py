@@ -1,0 +1,265 @@
+"""Linear programs with two-sided rows, their optimality residuals and their certificates.
+
+    min_x  c'x + offset    subject to   row_lower <= A x <= row_upper,   lower <= x <= upper
+
+Any bound may be infinite. One signed multiplier a row: `L(x, y) = c'x - y'Ax + p(y)` with
+`p(y) = sum_i (rl_i [y_i]+ - ru_i [-y_i]+)`, so `y = d value / d right-hand side`; reduced costs `z = c - A'y`, and the
+dual objective is `p(y) + sum_j (l_j [z_j]+ - u_j [-z_j]+) + offset`.
+"""
+
+import math
+from dataclasses import InitVar
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from pdopt.errors import require_shape
+from pdopt.operators.base import as_operator
+from pdopt.problems.checks import check_bounds, check_finite
+from pdopt.runtime.precision import as_array, precision_scope, resolve_dtype
+from pdopt.types import Optimality, Pair, Residuals, record
+
+RAY_TOLERANCE = 1e-8  # relative error a ray may have (PDLP and MPAX: 1e-8)
+
+
+class Certificate(NamedTuple):
+    """What proves a linear program's status: reduced costs `z` at an optimum, `ray` (dx, dy) when infeasible."""
+
+    z: Any
+    ray: Pair
+
+
+class Rays(NamedTuple):
+    """Whether a direction proves infeasibility, and the direction made a ray (signs mended, largest entry 1)."""
+
+    primal_infeasible: Any
+    dual_infeasible: Any
+    ray: Pair
+
+
+@record(static=("maximise",))
+class LinearProgram:
+    """`min` (or `max`) `c'x + offset` subject to `row_lower <= A x <= row_upper`, `lower <= x <= upper`.
+
+    Args:
+        c: `(n,)` objective, in the user's own sense.
+        A: `(m, n)` dense array, SciPy sparse matrix, BCOO or operator.
+        row_lower, row_upper: `(m,)`, infinite where a side is absent; equal for an equality.
+        lower, upper: `(n,)`; default free (`-inf`, `inf`).
+        offset: constant added to the objective.
+        maximise: read `c'x + offset` as something to maximise; objective, y and z are reported in that sense.
+        dtype: floating dtype of the data. Default: that of the inputs; NumPy float64 becomes float32 (with a warning)
+            while JAX's 64-bit mode is off, and `dtype=jnp.float64` keeps it.
+        check: look at the values (NaN, infinities); shapes are always checked.
+
+    Raises:
+        InvalidProblem: a shape, NaN, infinity or bound that cannot be; the message names the field and place.
+            `lower > upper` is no error: the solver reports PRIMAL_INFEASIBLE.
+
+    Example:
+        >>> lp = LinearProgram([1.0, 2.0], [[1.0, 1.0]], [1.0], [math.inf], [0.0, 0.0], dtype=jnp.float32)
+        >>> lp.shape
+        (1, 2)
+    """
+
+    c: Any
+    A: Any
+    row_lower: Any
+    row_upper: Any
+    lower: Any = None
+    upper: Any = None
+    offset: Any = 0.0
+    maximise: bool = False
+    dtype: InitVar[Any] = None
+    check: InitVar[bool] = True
+    allow_low_precision: InitVar[bool] = False
+
+    def __post_init__(self, dtype: Any, check: bool, allow_low_precision: bool) -> None:
+        fields = {name: getattr(self, name) for name in ("c", "A", "row_lower", "row_upper", "lower", "upper", "offset")}
+        dtype = resolve_dtype(fields, dtype, allow_low_precision=allow_low_precision)
+        A = as_operator(self.A, dtype)
+        m, n = A.shape
+        defaults = {"lower": -math.inf, "upper": math.inf}
+        arrays = {}
+        for name, size, because in (
+            ("c", n, f"A has {n} columns"),
+            ("row_lower", m, f"A has {m} rows"),
+            ("row_upper", m, f"A has {m} rows"),
+            ("lower", n, f"A has {n} columns"),
+            ("upper", n, f"A has {n} columns"),
+        ):
+            value = fields[name]
+            value = np.full(size, defaults[name]) if value is None else value
+            arrays[name] = as_array(name, value, dtype)
+            require_shape(name, arrays[name].shape, (size,), because)
+        arrays["offset"] = as_array("offset", self.offset, dtype)
+        require_shape("offset", arrays["offset"].shape, (), "it is a number")
+        for name, value in {**arrays, "A": A}.items():
+            object.__setattr__(self, name, value)
+        if check:
+            check_finite("c", self.c)
+            check_finite("offset", self.offset)
+            if hasattr(A, "entries"):
+                check_finite("A", A.entries)
+            check_bounds("row_lower", self.row_lower, "row_upper", self.row_upper)
+            check_bounds("lower", self.lower, "upper", self.upper)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(m, n)`: rows and columns."""
+        return self.A.shape
+
+    @property
+    def sense(self) -> float:
+        """-1 for a maximisation, else 1: user's numbers times `sense` are those of the minimisation."""
+        return -1.0 if self.maximise else 1.0
+
+    def minimised(self) -> "LinearProgram":
+        """The same problem as a minimisation."""
+        if not self.maximise:
+            return self
+        return self.replace(c=-self.c, offset=-self.offset, maximise=False, check=False, allow_low_precision=True)
+
+    def ready(self) -> "LinearProgram":
+        """The same problem with its operator prepared for many products."""
+        return self.replace(A=self.A.ready(), check=False, allow_low_precision=True)
+
+    def flip(self, pair: Pair) -> Pair:
+        """The pair between the user's sense and the minimisation (its own inverse): multipliers change sign."""
+        return Pair(pair.x, -pair.y) if self.maximise else pair
+
+    def certificate(self, z: Any, ray: Pair) -> Certificate:
+        """What a solution shows as proof, in the user's sense, from that of the minimisation."""
+        return Certificate(-z if self.maximise else z, self.flip(ray))
+
+    def objective(self, x: Any) -> Any:
+        """`c'x + offset`."""
+        with precision_scope(self):
+            return self.c @ x + self.offset
+
+    def residuals(self, pair: Pair) -> Residuals:
+        """The three relative l2 residuals of PDLP (Applegate et al. 2021) and the absolute ones; see `optimality`."""
+        return self.optimality(pair).residuals
+
+    def optimality(self, pair: Pair) -> Optimality:
+        """Residuals, objectives and reduced costs of a pair, on these data, in the user's sense.
+
+        primal: `|Ax - clip(Ax, rl, ru), x - clip(x, l, u)| / (1 + |b|)`, `b_i = max(|rl_i|, |ru_i|)` over finite sides;
+        dual: `|c - A'y - z| / (1 + |c|)`; gap: `|P - D| / (1 + |P| + |D|)`, all l2. Two choices of z are tried and the
+        better one kept: every part of `c - A'y` of a valid sign, or that part zeroed where the bound is further from
+        `x_j` than `|x_j|` (PDLP's rule). float32 reaches about 1e-4 on well-scaled problems.
+        """
+        with precision_scope(self):
+            lp = self.minimised()
+            found = lp._optimality(self.flip(pair))
+            if not self.maximise:
+                return found
+            return Optimality(found.residuals, -found.objective, -found.dual_objective, -found.proof)
+
+    def _optimality(self, pair: Pair) -> Optimality:
+        x, y = pair
+        rl, ru, l, u = self.row_lower, self.row_upper, self.lower, self.upper
+        activity = self.A.matvec(x)
+        short = activity - jnp.clip(activity, rl, ru)
+        outside = x - jnp.clip(x, l, u)
+        primal_absolute = _norm(short, outside)
+        worst = jnp.maximum(_largest(short), _largest(outside))
+        y_valid = jnp.clip(y, jnp.where(jnp.isfinite(ru), -jnp.inf, 0), jnp.where(jnp.isfinite(rl), jnp.inf, 0))
+        reduced = self.c - self.A.rmatvec(y)
+        primal_objective = self.c @ x + self.offset
+        row_part = jnp.sum(_finite(rl) * _plus(y_valid) - _finite(ru) * _plus(-y_valid)) + self.offset
+
+        signed = jnp.where(jnp.isfinite(l), _plus(reduced), 0) - jnp.where(jnp.isfinite(u), _plus(-reduced), 0)
+        bound = jnp.where(reduced > 0, _finite(l), _finite(u))
+        near = jnp.where(jnp.abs(x - bound) <= jnp.abs(x), signed, 0)
+
+        def judge(z: Any) -> tuple[Any, Any]:
+            dual = row_part + jnp.sum(_finite(l) * _plus(z) - _finite(u) * _plus(-z))
+            return _norm(reduced - z, y - y_valid), dual
+
+        scale_primal = 1 + jnp.linalg.norm(jnp.maximum(jnp.abs(_finite(rl)), jnp.abs(_finite(ru))))
+        scale_dual = 1 + jnp.linalg.norm(self.c)
+
+        def normalised(found: tuple[Any, Any]) -> tuple[Any, Any]:
+            dual_absolute, dual = found
+            gap = jnp.abs(primal_objective - dual)
+            return dual_absolute / scale_dual, gap / (1 + jnp.abs(primal_objective) + jnp.abs(dual))
+
+        plain, zeroed = judge(signed), judge(near)
+        better = jnp.maximum(*normalised(zeroed)) < jnp.maximum(*normalised(plain))
+        dual_absolute, dual_objective = (jnp.where(better, b, a) for a, b in zip(plain, zeroed))
+        dual, gap = normalised((dual_absolute, dual_objective))
+        residuals = Residuals(
+            primal_absolute / scale_primal, dual, gap,
+            primal_absolute, dual_absolute, jnp.abs(primal_objective - dual_objective), worst,
+        )  # fmt: skip
+        return Optimality(residuals, primal_objective, dual_objective, jnp.where(better, near, signed))
+
+    def lagrangian(self, pair: Pair, z: Any) -> Any:
+        """`L = c'x - y'Ax + p(y) + offset - z'x + sum_j (l_j [z_j]+ - u_j [-z_j]+)`, of the minimisation.
+
+        At an optimum its derivative with respect to the data, pair and z held, is that of the optimal value (envelope
+        theorem): `dc = x`, `dA = -y x'`, `d row_lower = [y]+`, `d lower = [z]+`.
+        """
+        x, y = pair
+        rows = _finite(self.row_lower) * _plus(y) - _finite(self.row_upper) * _plus(-y)
+        bounds = _finite(self.lower) * _plus(z) - _finite(self.upper) * _plus(-z)
+        return self.c @ x - y @ self.A.matvec(x) - z @ x + self.offset + jnp.sum(rows) + jnp.sum(bounds)
+
+    def crossed(self) -> Any:
+        """Whether some lower bound lies above its upper bound: infeasible before any iteration."""
+        return jnp.any(self.row_lower > self.row_upper) | jnp.any(self.lower > self.upper)
+
+    def valid(self) -> Any:
+        """Whether the values can be a problem at all (for traced data, where a constructor cannot raise)."""
+        numbers = jnp.all(jnp.isfinite(self.c)) & jnp.isfinite(self.offset)
+        for low, high in ((self.row_lower, self.row_upper), (self.lower, self.upper)):
+            numbers &= jnp.all((low < jnp.inf) & (high > -jnp.inf))
+        return numbers & jnp.all(jnp.isfinite(self.A.entries)) if hasattr(self.A, "entries") else numbers
+
+    def rays(self, direction: Pair, tolerance: float = RAY_TOLERANCE) -> Rays:
+        """Whether a direction (dx, dy) proves that no feasible point, or no bounded optimum, exists.
+
+        dual infeasible: `c'dx < 0` and `A dx`, dx inside the recession cones within `tolerance |c'dx|` (|dx|_inf = 1);
+        primal infeasible: `q = p(dy) + sum_j (l_j [z_j]+ - u_j [-z_j]+) > 0` with `z = -A'dy` zeroed where the bound is
+        infinite, what was dropped at most `tolerance q` (Applegate et al. 2021, arXiv 2102.04592). The direction is
+        judged on these data, in the sense of the minimisation, with the objective left out of the ray's residual.
+        """
+        rl, ru, l, u = self.row_lower, self.row_upper, self.lower, self.upper
+        dx = jnp.clip(direction.x, jnp.where(jnp.isfinite(l), 0, -jnp.inf), jnp.where(jnp.isfinite(u), 0, jnp.inf))
+        dx = dx / _positive(_largest(dx))
+        descent = -(self.c @ dx)
+        change = self.A.matvec(dx)
+        broken = jnp.maximum(jnp.where(jnp.isfinite(rl), -change, 0), jnp.where(jnp.isfinite(ru), change, 0))
+        unbounded = (descent > 0) & (_largest(_plus(broken)) <= tolerance * descent)
+
+        dy = jnp.clip(direction.y, jnp.where(jnp.isfinite(ru), -jnp.inf, 0), jnp.where(jnp.isfinite(rl), jnp.inf, 0))
+        z = -self.A.rmatvec(dy)
+        size = _positive(jnp.maximum(_largest(dy), _largest(z)))
+        dy, z = dy / size, z / size
+        kept = jnp.where(jnp.isfinite(l), _plus(z), 0) - jnp.where(jnp.isfinite(u), _plus(-z), 0)
+        q = jnp.sum(_finite(rl) * _plus(dy) - _finite(ru) * _plus(-dy))
+        q = q + jnp.sum(_finite(l) * _plus(kept) - _finite(u) * _plus(-kept))
+        infeasible = (q > 0) & (_largest(z - kept) <= tolerance * q)
+        return Rays(infeasible, unbounded, Pair(dx, dy))
+
+
+def _plus(v: Any) -> Any:
+    return jnp.maximum(v, 0)
+
+
+def _finite(bound: Any) -> Any:
+    return jnp.where(jnp.isfinite(bound), bound, 0)
+
+
+def _largest(v: Any) -> Any:
+    return jnp.max(jnp.abs(v), initial=0)
+
+
+def _norm(*vectors: Any) -> Any:
+    return jnp.sqrt(sum((jnp.sum(v * v) for v in vectors), jnp.zeros((), vectors[0].dtype)))
+
+
+def _positive(size: Any) -> Any:
+    return jnp.where(size > 0, size, 1)

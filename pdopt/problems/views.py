@@ -1,0 +1,153 @@
+"""Problems in the form that methods consume: a view is data plus pure verbs, never a closure.
+
+`Saddle`: `min_x max_y f(x) + <v(x), y> - h(y)` with an affine violation `v`: what PDHG and mirror descent need.
+`Constrained`: `min f(x)` subject to `v(x)` in a cone, with the two inner minimisers of dual ascent and of the augmented
+Lagrangian. A view carries pairs in (`into`) and out (`back`) of its own units.
+"""
+
+from functools import singledispatch
+from typing import Any, Protocol, runtime_checkable
+
+import jax.numpy as jnp
+
+from pdopt.errors import UnsupportedProblem
+from pdopt.geometry.moves import Interval
+from pdopt.operators.base import Order
+from pdopt.operators.norms import spectral_norm
+from pdopt.operators.scaling import Scaling, equilibrate
+from pdopt.problems.linear import LinearProgram
+from pdopt.types import Pair, record
+
+
+@runtime_checkable
+class Saddle(Protocol):
+    """What a first-order saddle method sees.
+
+    `prox(v, step)` is the prox of the nonsmooth part of f, `gradient(x, y)` the gradient in x of the smooth part of f
+    plus that of `<v(x), y>`, `violation(x)` the affine v, `move(y, v, step)` the dual half's move. `norm()` is the
+    spectral norm of v's linear part, `largest` a cheap lower bound of it, `balance` the first primal weight.
+    """
+
+    def start(self) -> Pair: ...
+
+    def into(self, pair: Pair) -> Pair: ...
+
+    def back(self, pair: Pair) -> Pair: ...
+
+    def prox(self, v: Any, step: Any) -> Any: ...
+
+    def gradient(self, x: Any, y: Any) -> Any: ...
+
+    def violation(self, x: Any) -> Any: ...
+
+    def move(self, y: Any, v: Any, step: Any) -> Any: ...
+
+    def norm(self) -> Any: ...
+
+    largest: Any
+    balance: Any
+
+
+@record
+class LinearSaddle:
+    """A linear program scaled, in its operator's favourite order of rows and columns.
+
+    `A_s = D^-1 A E^-1`, `c_s = s_o E^-1 c`, `rl_s = s_b D^-1 rl`, `l_s = s_b E l`; a pair comes back as
+    `x = E^-1 x_s / s_b`, `y = D^-1 y_s / s_o` (linear spec, section 2).
+
+    Attributes:
+        operator: `A_s`; c, lower, upper: `(n,)`; rows: the dual move that holds `row_lower <= A_s x <= row_upper`.
+        D, E: `(m,)` and `(n,)`; bound, objective: the scalars s_b, s_o; row_order, column_order: or None.
+        largest: the largest |entry| of A_s; balance: 1 with bound-objective scaling, else |c_s| / |b_s|.
+    """
+
+    operator: Any
+    c: Any
+    lower: Any
+    upper: Any
+    rows: Interval
+    D: Any
+    E: Any
+    bound: Any
+    objective: Any
+    largest: Any
+    balance: Any
+    row_order: Order | None = None
+    column_order: Order | None = None
+
+    def start(self) -> Pair:
+        """The point of the box nearest to 0, and no multipliers."""
+        return Pair(jnp.clip(jnp.zeros_like(self.c), self.lower, self.upper), jnp.zeros_like(self.D))
+
+    def into(self, pair: Pair) -> Pair:
+        """A pair in the user's units, scaled and moved into its sets."""
+        x = self.bound * self.E * _put(self.column_order, pair.x)
+        y = self.objective * self.D * _put(self.row_order, pair.y)
+        least = jnp.where(jnp.isfinite(self.rows.row_upper), -jnp.inf, 0)
+        most = jnp.where(jnp.isfinite(self.rows.row_lower), jnp.inf, 0)
+        return Pair(jnp.clip(x, self.lower, self.upper), jnp.clip(y, least, most))
+
+    def back(self, pair: Pair) -> Pair:
+        """A pair (or a direction) in the user's units and order."""
+        x, y = pair.x / (self.bound * self.E), pair.y / (self.objective * self.D)
+        return Pair(_back(self.column_order, x), _back(self.row_order, y))
+
+    def prox(self, v: Any, step: Any) -> Any:
+        """Projection on the box."""
+        return jnp.clip(v, self.lower, self.upper)
+
+    def gradient(self, x: Any, y: Any) -> Any:
+        """`c - A'y`."""
+        return self.c - self.operator.rmatvec(y)
+
+    def violation(self, x: Any) -> Any:
+        """`-A x`; the interval of the row is held by the move (design, section 7)."""
+        return -self.operator.matvec(x)
+
+    def move(self, y: Any, v: Any, step: Any) -> Any:
+        """The prox of two-sided rows at `y + step v`."""
+        return self.rows(y, v, step)
+
+    def norm(self) -> Any:
+        """`|A_s|_2` by power iteration."""
+        return spectral_norm(self.operator, self.D.shape[-1], self.c.dtype)
+
+
+@singledispatch
+def saddle(problem: Any, scaling: Scaling) -> Any:
+    """The saddle view of a problem; a problem joins by `saddle.register`.
+
+    Raises:
+        UnsupportedProblem: the problem has no saddle view.
+    """
+    raise UnsupportedProblem(f"{type(problem).__name__} has no saddle view")
+
+
+@saddle.register
+def _(lp: LinearProgram, scaling: Scaling) -> LinearSaddle:
+    lp = lp.minimised()
+    D, E = equilibrate(lp.A, scaling.ruiz, scaling.pock_chambolle)
+    scaled = lp.A.scale(1 / D, 1 / E)
+    largest = jnp.max(scaled.row_norms("linf"), initial=0)
+    operator, row_order, column_order = scaled.ordered()
+    c, rl, ru, l, u = lp.c / E, lp.row_lower / D, lp.row_upper / D, lp.lower * E, lp.upper * E
+    one = jnp.ones((), lp.c.dtype)
+    high, low = jnp.where(jnp.isfinite(ru), ru, 0), jnp.where(jnp.isfinite(rl) & (rl != ru), rl, 0)
+    b_norm, c_norm = jnp.sqrt(jnp.sum(high * high) + jnp.sum(low * low)), jnp.linalg.norm(c)
+    if scaling.bound_objective:
+        bound, objective, balance = 1 / (1 + b_norm), 1 / (1 + c_norm), one
+    else:
+        both = (b_norm > 0) & (c_norm > 0)
+        bound, objective, balance = one, one, jnp.where(both, c_norm / jnp.where(both, b_norm, 1), 1)
+    move = Interval(_put(row_order, bound * rl), _put(row_order, bound * ru))
+    D, E = _put(row_order, D), _put(column_order, E)
+    c, l, u = (_put(column_order, v) for v in (objective * c, bound * l, bound * u))
+    return LinearSaddle(operator, c, l, u, move, D, E, bound, objective, largest, balance, row_order, column_order)
+
+
+def _put(order: Order | None, v: Any) -> Any:
+    return v if order is None else order.put(v)
+
+
+def _back(order: Order | None, v: Any) -> Any:
+    return v if order is None else order.back(v)

@@ -1,0 +1,178 @@
+"""What is wrapped around a step map `T`: each takes the point, calls T once, and says where to go next.
+
+    Plain        z' = T z
+    Relaxed      z' = z + omega (T z - z)                                          (Krasnoselskii, Mann)
+    Averaged     z' = T z, and the weighted mean of all T z is kept beside it      (ergodic PDHG)
+    Halpern      z' = w ((1 + rho) T z - rho z) + (1 - w) z0,  w = (k+1)/(k+2)     (Lu, Yang 2024, arXiv 2407.16144)
+
+`T` is firmly nonexpansive for PDHG (averagedness 1/2), so `(1 + rho) T - rho I` is nonexpansive for rho <= 1; a map
+that is less averaged admits less, which `check_averaged` refuses before tracing.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pdopt.errors import InvalidOption, require_range
+from pdopt.types import Memory, Pair, Visit, record
+
+
+class Track(NamedTuple):
+    """Where an accelerated sequence is: the point, its anchor or mean, and the weight (or number) of steps so far."""
+
+    point: Pair
+    anchor: Any
+    mean: Any
+    count: Any
+
+
+def _scalar(pair: Pair) -> Any:
+    """A zero of the pair's own floating dtype."""
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves(pair)]
+    return jnp.zeros((), jnp.result_type(*dtypes))
+
+
+def _blend(weights: tuple[Any, ...], *pairs: Pair) -> Pair:
+    return jax.tree.map(lambda *leaves: sum(w * leaf for w, leaf in zip(weights, leaves)), *pairs)
+
+
+def _to(start: Pair, end: Pair, weight: Any) -> Pair:
+    return jax.tree.map(lambda a, b: a + weight * (b - a), start, end)
+
+
+@record
+class Plain:
+    """`z' = T z`."""
+
+    relaxation = 1.0
+
+    def init(self, pair: Pair) -> Track:
+        """Start (or restart) at a pair; the anchor is where the epoch began."""
+        return Track(pair, pair, (), _scalar(pair))
+
+    def apply(self, T: Any, track: Track, memory: Memory, weight: Any = 1.0) -> tuple[Track, Memory, Visit]:
+        """One call of T; `weight` is the weight of this step in a mean (the step size)."""
+        after, memory = T(track.point, memory)
+        return track._replace(point=after, count=track.count + 1), memory, Visit(track.point, after)
+
+    def best(self, track: Track, visit: Visit) -> Pair:
+        """The pair to return now."""
+        return visit.after
+
+
+@record
+class Relaxed:
+    """`z' = z + omega (T z - z)`; over-relaxation for omega in (1, 2).
+
+    Attributes:
+        omega: in (0, 2); below 2 for a firmly nonexpansive map.
+    """
+
+    omega: Any = 1.5
+
+    @property
+    def relaxation(self) -> Any:
+        """Largest multiple of `T z - z` taken."""
+        return self.omega
+
+    def init(self, pair: Pair) -> Track:
+        """Start at a pair."""
+        return Track(pair, pair, (), _scalar(pair))
+
+    def apply(self, T: Any, track: Track, memory: Memory, weight: Any = 1.0) -> tuple[Track, Memory, Visit]:
+        """One relaxed step."""
+        after, memory = T(track.point, memory)
+        point = _to(track.point, after, self.omega)
+        return track._replace(point=point, count=track.count + 1), memory, Visit(track.point, after)
+
+    def best(self, track: Track, visit: Visit) -> Pair:
+        """`T z`, which lies in the sets; the relaxed point may not."""
+        return visit.after
+
+
+@record
+class Averaged:
+    """`z' = T z` with the mean of all `T z` since the start, weighted by the step sizes.
+
+    Example:
+        >>> track = Averaged().init(Pair(jnp.float32(0), jnp.float32(0)))
+        >>> add_one = lambda z, memory: (Pair(z.x + 1, z.y + 1), memory)
+        >>> for _ in range(3):
+        ...     track, _, _ = Averaged().apply(add_one, track, Memory())
+        >>> print(track.mean.x)
+        2.0
+    """
+
+    relaxation = 1.0
+
+    def init(self, pair: Pair) -> Track:
+        """Start at a pair; the mean starts there with weight 0."""
+        return Track(pair, pair, pair, _scalar(pair))
+
+    def apply(self, T: Any, track: Track, memory: Memory, weight: Any = 1.0) -> tuple[Track, Memory, Visit]:
+        """One step; the mean moves by its share."""
+        after, memory = T(track.point, memory)
+        total = track.count + weight
+        mean = _to(track.mean, after, weight / total)
+        return Track(after, track.anchor, mean, total), memory, Visit(track.point, after)
+
+    def best(self, track: Track, visit: Visit) -> Pair:
+        """The mean."""
+        return track.mean
+
+
+@record
+class Halpern:
+    """`z' = w ((1 + rho) T z - rho z) + (1 - w) z0`, `w = (k+1)/(k+2)`: the reflected Halpern iteration.
+
+    Attributes:
+        reflection: rho in [0, 1]; 1 is full reflection (firmly nonexpansive maps), 0 plain Halpern. 0.85 with the
+            adaptive step solved the most linear programs of the development set (linear spec, section 4b).
+    """
+
+    reflection: Any = 0.85
+
+    @property
+    def relaxation(self) -> Any:
+        """Largest multiple of `T z - z` taken."""
+        return 1.0 + self.reflection
+
+    def init(self, pair: Pair) -> Track:
+        """Start at a pair, which becomes the anchor."""
+        return Track(pair, pair, (), _scalar(pair))
+
+    def apply(self, T: Any, track: Track, memory: Memory, weight: Any = 1.0) -> tuple[Track, Memory, Visit]:
+        """One reflected step, drawn back towards the anchor."""
+        after, memory = T(track.point, memory)
+        w = (track.count + 1) / (track.count + 2)
+        weights = (w * (1 + self.reflection), -w * self.reflection, 1 - w)
+        point = _blend(weights, after, track.point, track.anchor)
+        return track._replace(point=point, count=track.count + 1), memory, Visit(track.point, after)
+
+    def best(self, track: Track, visit: Visit) -> Pair:
+        """The un-reflected `T z`, which lies in the sets."""
+        return visit.after
+
+
+def check_averaged(acceleration: Any, averaged: float, name: str) -> None:
+    """Refuse more relaxation than a map of averagedness `averaged` allows: at most `1 / averaged`.
+
+    Raises:
+        InvalidOption: the acceleration takes a longer step along `T z - z`.
+
+    Example:
+        >>> check_averaged(Halpern(reflection=1.0), 1.0, "extra-gradient")
+        Traceback (most recent call last):
+        ...
+        pdopt.errors.InvalidOption: Halpern takes 2 (T z - z); extra-gradient allows at most 1
+    """
+    relaxation = acceleration.relaxation
+    if isinstance(relaxation, jax.core.Tracer):
+        return
+    require_range(f"relaxation of {type(acceleration).__name__}", relaxation, 0.0)
+    if float(np.asarray(relaxation)) > 1.0 / averaged + 1e-12:
+        raise InvalidOption(
+            f"{type(acceleration).__name__} takes {float(relaxation):g} (T z - z); {name} allows at most {1 / averaged:g}"
+        )

@@ -1,0 +1,157 @@
+"""The one loop that every method runs in: blocks of steps, a check after each, traceable, in chunks of any length.
+
+A *judge* is the problem on the user's own data: it alone says how good a pair is. A *view* is the problem as the method
+sees it. `until`, `tolerance` and `limit` are traced, so the host can drive chunks of any length with one compilation,
+and a solve without a listener is a single chunk.
+"""
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from pdopt.types import Optimality, Pair, Residuals, Status, Visit
+
+# Iterates beyond this norm (squared it must not overflow) count as diverged.
+GROWTH = 1e15
+HISTORY = ("iterations", "objective", "dual_objective", "primal", "dual", "gap")
+
+
+class Method(Protocol):
+    """What the loop asks of a method; `direction` is optional (methods that can meet rays)."""
+
+    every: int
+
+    def view(self, problem: Any) -> Any: ...
+
+    def init(self, view: Any, start: Pair) -> Any: ...
+
+    def step(self, view: Any, state: Any) -> tuple[Any, Visit]: ...
+
+    def pair(self, view: Any, state: Any, visit: Visit) -> Pair: ...
+
+    def check(self, view: Any, state: Any, visit: Visit) -> Any: ...
+
+
+class History(NamedTuple):
+    """A fixed-size table of checks: every `stride`-th one; when it fills, every other row goes and stride doubles."""
+
+    rows: Any
+    used: Any
+    stride: Any
+    seen: Any
+
+
+class Carry(NamedTuple):
+    """What travels from chunk to chunk: the method's state, the best pair so far and how good it is, why it stopped."""
+
+    state: Any
+    pair: Pair
+    optimality: Optimality
+    status: Any
+    iterations: Any
+    ray: Pair
+    history: History
+
+
+def begin(judge: Any, view: Any, method: Any, start: Pair, tolerance: Any, history: int = 0) -> Carry:
+    """The first carry; the start is judged too, so a warm start at the optimum takes no step.
+
+    Args:
+        judge: the problem on the user's data (`optimality(pair)`; optionally `valid()`, `crossed()`, `rays(direction)`).
+        start: a pair in the user's units.
+        history: rows of history to keep (static).
+    """
+    inside = view.into(start)
+    state = method.init(view, inside)
+    pair = view.back(inside)
+    optimality = judge.optimality(pair)
+    status = _code(Status.RUNNING)
+    status = jnp.where(_met(optimality.residuals, tolerance), _code(Status.OPTIMAL), status)
+    if hasattr(judge, "crossed"):
+        status = jnp.where(judge.crossed(), _code(Status.PRIMAL_INFEASIBLE), status)
+    if hasattr(judge, "valid"):
+        status = jnp.where(judge.valid(), status, _code(Status.INVALID_PROBLEM))
+    dtype = jnp.result_type(optimality.objective)
+    table = History(jnp.zeros((history, len(HISTORY)), dtype), jnp.int32(0), jnp.int32(1), jnp.int32(0))
+    return Carry(state, pair, optimality, status, jnp.int32(0), optax.tree.zeros_like(pair), table)
+
+
+def advance_until(
+    judge: Any, view: Any, method: Any, carry: Carry, until: Any, tolerance: Any, limit: Any
+) -> Carry:
+    """Run blocks until a status is reached, or `until` iterations (the host wants to look), or `limit` (a status)."""
+
+    def running(carry: Carry) -> Any:
+        return (carry.status == Status.RUNNING) & (carry.iterations < until)
+
+    def block(carry: Carry) -> Carry:
+        # Plain steps, then one whose visit is looked at.
+        steps = jnp.clip(limit - carry.iterations, 1, method.every)
+        state = lax.fori_loop(0, steps - 1, lambda _, s: method.step(view, s)[0], carry.state)
+        state, visit = method.step(view, state)
+        pair = view.back(method.pair(view, state, visit))
+        found = judge.optimality(pair)
+        iterations = carry.iterations + steps
+        status, ray = _verdict(judge, view, method, state, visit, pair, found, iterations, tolerance, limit, carry.ray)
+        better = found.residuals.error <= carry.optimality.residuals.error
+        best = optax.tree.where(better, (pair, found), (carry.pair, carry.optimality))
+        state = optax.tree.where(status == Status.RUNNING, method.check(view, state, visit), state)
+        return Carry(state, *best, status, iterations, ray, _remember(carry.history, found, iterations))
+
+    return lax.while_loop(running, block, carry)
+
+
+def _verdict(
+    judge: Any, view: Any, method: Any, state: Any, visit: Visit, pair: Pair, found: Optimality,
+    iterations: Any, tolerance: Any, limit: Any, ray: Pair,
+) -> tuple[Any, Pair]:  # fmt: skip
+    """The status after a block, the strongest reason first."""
+    status = jnp.where(iterations >= limit, _code(Status.ITERATION_LIMIT), _code(Status.RUNNING))
+    size = optax.tree.norm(visit.after)
+    status = jnp.where(size > GROWTH, _code(Status.DIVERGED), status)
+    if hasattr(judge, "rays") and hasattr(method, "direction"):
+        rays = judge.rays(view.back(method.direction(view, state, visit)))
+        proved = rays.primal_infeasible | rays.dual_infeasible
+        which = jnp.where(rays.primal_infeasible, _code(Status.PRIMAL_INFEASIBLE), _code(Status.DUAL_INFEASIBLE))
+        status = jnp.where(proved, which, status)
+        ray = optax.tree.where(proved, rays.ray, ray)
+    status = jnp.where(_met(found.residuals, tolerance), _code(Status.OPTIMAL), status)
+    finite = jnp.isfinite(size) & jnp.isfinite(found.residuals.error)
+    return jnp.where(finite, status, _code(Status.NUMERICAL_ERROR)), ray
+
+
+def _met(residuals: Residuals, tolerance: Any) -> Any:
+    return residuals.error <= tolerance
+
+
+def _code(status: Status) -> Any:
+    return jnp.int32(int(status))
+
+
+def _remember(history: History, found: Optimality, iterations: Any) -> History:
+    capacity = history.rows.shape[0]
+    if not capacity:
+        return history
+    r = found.residuals
+    numbers = (iterations, found.objective, found.dual_objective, r.primal, r.dual, r.gap)
+    row = jnp.stack([jnp.asarray(v, history.rows.dtype) for v in numbers])
+    full = history.used >= capacity
+    half = (capacity + 1) // 2
+    thinned = jnp.zeros_like(history.rows).at[:half].set(history.rows[::2])
+    rows = jnp.where(full, thinned, history.rows)
+    used = jnp.where(full, half, history.used)
+    stride = jnp.where(full, 2 * history.stride, history.stride)
+    due = history.seen % stride == 0
+    rows = jnp.where(due, rows.at[used].set(row), rows)
+    return History(rows, used + due.astype(jnp.int32), stride, history.seen + 1)
+
+
+def compile_count(function: Any) -> int:
+    """How many times a jitted function was compiled (for tests that bound it)."""
+    return function._cache_size()
+
+
+__all__ = ["HISTORY", "Carry", "History", "Method", "advance_until", "begin", "compile_count", "jax"]
