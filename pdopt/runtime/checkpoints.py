@@ -88,6 +88,7 @@ class Checkpoints:
         self._pending: int | None = None  # the step whose save has not been seen to end
         self._done: set[int] = set()  # steps saved by this run, seen to end
         self._damaged: set[int] = set()
+        self._closed = False
         probe(self.folder)
         self._lock = FolderLock(self.folder) if jax.process_index() == 0 else None
         try:
@@ -132,15 +133,16 @@ class Checkpoints:
         self._settle(raising=self._failure == "raise")
         if step in self._done:
             return False
-        for old in sorted(self._manager.all_steps()):
-            if old >= step and old not in self._damaged:
-                raise CheckpointError(
-                    f"{self.folder} already holds step {old}, so step {step} cannot be saved: "
-                    "resume from it or choose an empty folder"
-                )
+        later = [old for old in self._manager.all_steps() if old >= step and old not in self._damaged]
+        if later:
+            raise CheckpointError(
+                f"{self.folder} already holds step {max(later)}, so step {step} cannot be saved: "
+                "resume from it or choose an empty folder"
+            )
         # 64-bit leaves keep their type only inside the scope. NumPy leaves become copies: the write happens later.
         with jax.enable_x64(True):
             leaves = named(state)
+            described = [describe(name, value) for name, value in leaves]
             prints = fingerprints([value for _, value in leaves])
             arrays = {_slot(i): storable(value) for i, (_, value) in enumerate(leaves) if 0 not in np.shape(value)}
         meta = {
@@ -148,12 +150,12 @@ class Checkpoints:
             "step": int(step),
             "saved": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "identity": self.identity,
-            "leaves": [describe(name, value) | {"bits": bits} for (name, value), bits in zip(leaves, prints)],
+            "leaves": [leaf | {"bits": bits} for leaf, bits in zip(described, prints)],
             "extra": _plain("extra", extra or {}),
         }
         meta["seal"] = _seal(meta)
         save_args = self._ocp.args
-        items = {"meta": save_args.JsonSave(meta)}
+        items: dict[str, Any] = {"meta": save_args.JsonSave(meta)}
         if arrays:
             items["state"] = save_args.StandardSave(arrays)
         try:
@@ -218,14 +220,14 @@ class Checkpoints:
         Raises:
             CheckpointError: the last save failed, unless `quiet`.
         """
-        if self._manager is None:
+        if self._closed:
             return
+        self._closed = True
         try:
             self._settle(raising=not quiet)
         finally:
-            manager, self._manager = self._manager, None
             try:
-                manager.close()
+                self._manager.close()
             finally:
                 self._unlock()
 

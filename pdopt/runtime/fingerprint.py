@@ -1,9 +1,10 @@
 """Checksums of arrays: a 64-bit one that lives where the shards live, and a sha256 that identifies a problem.
 
 **Fingerprint.** Let w_i be the 32-bit words of an array's bits in row-major order (shorter types widened, 64-bit types
-as two words) and p_i = i mod 2^32. For each of two lanes with odd multipliers a, b
+as two words) and p_i = i mod 2^32. For each of two lanes with its own constants a, b and odd c
 
-    F = sum_i h(w_i, p_i) mod 2^32,    h(w, p) = mix((w xor a p) (2 p + 1) + b p),    mix(t) = (t xor t >> 15) c xor >> 13
+    F = sum_i h(w_i, p_i) mod 2^32,    h(w, p) = mix((w xor a p) (2 p + 1) + b p)
+    mix(t) = s xor (s >> 13)  with  s = c (t xor (t >> 15))
 
 Each h(., p) is a bijection of the words, so a change within a single word is always seen; the sum makes the value
 independent of order, hence of how the array is laid over devices: a local sum and one all-reduce, no gather. It is a
@@ -20,8 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
-# Odd 32-bit constants (golden ratio, and the multipliers of the murmur3 and xxhash32 finalisers).
+# (a, b, c) of each lane: the golden ratio, and multipliers of the public murmur3 and xxhash32 finalisers, all odd.
 _LANES = ((0x9E3779B9, 0x85EBCA6B, 0xC2B2AE35), (0x27D4EB2F, 0x165667B1, 0x9E3779B1))
 
 
@@ -96,7 +98,7 @@ def digest(tree: Any) -> str:
 
 
 def _parts(leaf: Any) -> tuple[str, tuple[int, ...], bytes]:
-    if isinstance(leaf, jax.core.Tracer):
+    if isinstance(leaf, Tracer):
         raise TypeError(f"digest needs concrete arrays; got the tracer {leaf}")
     if isinstance(leaf, bool | int | float | complex | str):
         return type(leaf).__name__, (), repr(leaf).encode()

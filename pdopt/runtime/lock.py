@@ -1,7 +1,7 @@
 """One run a folder: a lock that dies with its process, and a probe that the folder can be written at all.
 
 The lock is an operating-system lock (`flock`) on a file that also says who holds it. The system drops it when the
-process ends, even by SIGKILL, so no run is ever locked out by a dead one on the same machine. Where the file was left by
+process ends, even by SIGKILL, so no run is locked out by a dead one on the same machine. Where the file was left by
 another host the lock proves nothing, and a person must decide. Needs a POSIX system.
 """
 

@@ -202,7 +202,7 @@ def _leaf_dtype(name: str, leaf: Any) -> np.dtype | None:
         if isinstance(leaf, bool | int | float):
             return None
         raise InvalidProblem(f"{name} has type {type(leaf).__name__}; expected numbers")
-    if not (jnp.issubdtype(kind, np.number) or kind == bool):
+    if not (jnp.issubdtype(kind, np.number) or jnp.issubdtype(kind, np.bool_)):
         raise InvalidProblem(f"{name} has dtype {kind}; expected numbers")
     if jnp.issubdtype(kind, jnp.complexfloating):
         raise InvalidProblem(f"{name} is complex ({kind}); expected real numbers")

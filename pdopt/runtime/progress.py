@@ -1,8 +1,8 @@
 """The one table renderer and the one progress line of the library.
 
 Every number that a person reads is formatted by `format_number`; every table, of the command line and of the
-benchmarks, is made by `render_table`; every run reports through a `Progress`. What is printed goes to standard error, so
-that standard output can hold one JSON object. Progress is told between jitted chunks, never from inside a loop.
+benchmarks, is made by `render_table`; every run reports through a `Progress`. Progress goes to standard error, so that
+standard output can hold one JSON object. Progress is told between jitted chunks, never from inside a loop.
 """
 
 import math
@@ -173,7 +173,7 @@ def format_number(value: Any, spec: str = "") -> str:
         return "-"
     if isinstance(value, str):
         return value
-    value = value.item() if hasattr(value, "item") else value
+    value = _python(value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
@@ -221,7 +221,7 @@ def render_table(
         values = [row.get(name) for name in columns] if isinstance(row, Mapping) else list(row)
         if len(values) != len(columns):
             raise ValueError(f"a row has {len(values)} values; the table has {len(columns)} columns: {values}")
-        table.append([value.item() if hasattr(value, "item") else value for value in values])
+        table.append([_python(value) for value in values])
     lines = [title] if title else []
     printed = []
     for name, values in zip(columns, zip(*table) if table else [()] * len(columns)):
@@ -232,6 +232,10 @@ def render_table(
         printed.append([_pad(cell, width, right) for cell in [name, "-" * width, *cells]])
     lines += ["  ".join(cells).rstrip() for cells in zip(*printed)]
     return "\n".join(lines)
+
+
+def _python(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
 
 
 def _pad(cell: str, width: int, right: bool) -> str:
