@@ -14,10 +14,12 @@ Python numbers live in `meta`. Only folders of a mounted file system are support
 calls every function here with its own shards.
 """
 
+import gc
 import hashlib
 import json
 import os
 import time
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -108,8 +110,11 @@ class Checkpoints:
         self.close(quiet=error is not None)
 
     def latest(self) -> int | None:
-        """The newest step whose save was completed, None if there is none; its contents are not checked."""
-        return max(self._manager.all_steps(), default=None)
+        """The newest complete step, None if there is none; its contents are not checked.
+
+        A save under way does not count before `wait` or the next `save` has seen it end.
+        """
+        return max((step for step in self._manager.all_steps() if step != self._pending), default=None)
 
     def save(self, step: int, state: Any, extra: dict[str, Any] | None = None) -> bool:
         """Start saving `state` as `step`; the write goes on in the background.
@@ -256,6 +261,7 @@ class Checkpoints:
 
     def _damage(self, step: int, error: Exception) -> Exception:
         self._damaged.add(step)
+        _drop_frames(error)
         warnings.warn(
             f"{self.folder}: step {step} is damaged ({_short(error)}); trying the step before it",
             RuntimeWarning,
@@ -341,6 +347,20 @@ def _plain(name: str, value: dict[str, Any]) -> dict[str, Any]:
 
 def _seal(meta: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
+def _drop_frames(error: BaseException | None) -> None:
+    """Let go of what a failed read still holds, its type, text and causes apart.
+
+    orbax leaves coroutines behind that were never started, and Python complains about each when it is collected, at
+    some later time and place; they are collected here, where the failure itself is being reported.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
+        while error is not None:
+            traceback.clear_frames(error.__traceback__)
+            error = error.__cause__ or error.__context__
+        gc.collect()
 
 
 def _short(error: Exception) -> str:

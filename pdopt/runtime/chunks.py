@@ -10,13 +10,15 @@ from typing import NamedTuple
 
 from pdopt.errors import InvalidOption, require_range
 
+LARGEST = 2**30  # so that a clock that stands still cannot push the int32 count of a chunk over its end
+
 
 class Pace(NamedTuple):
     """Pacing rule; a pure value that holds no clock.
 
     `next(iterations, seconds)` is the length of the next chunk given the last one's length k and time t:
 
-        2 k                 if t < least      (but never a predicted time above most: at most k most / t)
+        2 k                 if t < least      (at most 2^30: iteration counts are int32)
         k                   if least <= t <= most
         floor(k most / t)   if t > most       (never less than 1)
 
@@ -54,10 +56,11 @@ class Pace(NamedTuple):
         early is passed with the iterations it did. A clock that stood still or went backwards counts as too short.
         """
         iterations = max(int(iterations), 1)
-        if not math.isfinite(seconds) or seconds < self.least:
-            wanted = 2 * iterations
-            return wanted if not 0 < seconds < math.inf else min(wanted, self._fitting(iterations, seconds))
-        return iterations if seconds <= self.most else self._fitting(iterations, seconds)
+        if not seconds >= self.least:  # NaN too
+            return min(2 * iterations, LARGEST)
+        if seconds <= self.most:
+            return iterations
+        return max(1, math.floor(iterations * self.most / seconds))
 
     def within(self, iterations: int, rate: float, left: float) -> int:
         """`iterations`, or fewer if at `rate` seconds an iteration they would run past the `left` seconds; at least 1.
@@ -67,6 +70,3 @@ class Pace(NamedTuple):
         if rate <= 0 or not math.isfinite(left):
             return iterations
         return max(1, min(iterations, math.floor(max(left, 0.0) / rate)))
-
-    def _fitting(self, iterations: int, seconds: float) -> int:
-        return max(1, math.floor(iterations * self.most / seconds))

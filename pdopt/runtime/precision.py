@@ -27,7 +27,7 @@ import numpy as np
 
 from pdopt.errors import InvalidOption, InvalidProblem
 
-_WIDE = (np.dtype(np.float64), np.dtype(np.complex128))
+_WIDE = ("float64", "complex128")
 
 
 def precision_scope(tree: Any) -> AbstractContextManager[Any]:
@@ -37,7 +37,8 @@ def precision_scope(tree: Any) -> AbstractContextManager[Any]:
     anew. Results leave it as float64 arrays; `np.asarray` of them is always safe, arithmetic belongs inside a scope.
 
     Args:
-        tree: a pytree of arrays, tracers or `ShapeDtypeStruct`.
+        tree: a pytree of arrays, tracers or `ShapeDtypeStruct`. Python numbers and NumPy scalars (`np.float64(0.1)`
+            among the settings of a float32 problem) do not count.
 
     Example:
         >>> with jax.enable_x64(True):
@@ -46,7 +47,10 @@ def precision_scope(tree: Any) -> AbstractContextManager[Any]:
         ...     print(jnp.sum(x).dtype)
         float64
     """
-    wide = any(getattr(leaf, "dtype", None) in _WIDE for leaf in jax.tree.leaves(tree))
+    # str: a NumPy dtype equals None, its own default type.
+    wide = any(
+        str(getattr(leaf, "dtype", "")) in _WIDE for leaf in jax.tree.leaves(tree) if not isinstance(leaf, np.generic)
+    )
     return jax.enable_x64(True) if wide and not _x64() else contextlib.nullcontext()
 
 

@@ -113,7 +113,9 @@ def test_full_disk_keeps_the_previous_step_and_the_next_save_works(tmp_path, pol
     process = child(FULL_DISK, str(tmp_path), policy)
     out, err = process.communicate(timeout=DEADLINE)
     assert process.returncode == 0, err[-3000:]
-    said = dict(line.split(" ", 1) for line in out.splitlines() if line.split(" ")[0] in ("WAIT", "SAVE", "LATEST", "AFTER"))
+    said = dict(
+        line.split(" ", 1) for line in out.splitlines() if line.split(" ")[0] in ("WAIT", "SAVE", "LATEST", "AFTER")
+    )
     assert "step 2 was not saved" in said["WAIT"]
     assert said["WAIT"].endswith("the newest whole step is 1")
     assert ("step 3 was not saved" in said.get("SAVE", "")) == (policy == "raise")

@@ -187,7 +187,12 @@ def delete(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("target", "fault"),
-    [(t, f) for t in ("data", "manifest", "tree", "meta") for f in (flip, truncate, delete) if (t, f) != ("tree", delete)],
+    [
+        (t, f)
+        for t in ("data", "manifest", "tree", "meta")
+        for f in (flip, truncate, delete)
+        if (t, f) != ("tree", delete)
+    ],
 )
 def test_damage_falls_back_to_the_step_before(tmp_path, fault, target):
     """Rows 51 and 52: every file that matters, harmed in three ways, must not change what is restored."""
