@@ -1,7 +1,7 @@
 """Sets of rows: simplex, l1 ball, l2 ball. Each acts on the last axis; the leading axes hold independent rows.
 
-The simplex by its threshold (Held, Wolfe, Crowder 1974): `project(x) = max(x - tau, 0)` where `tau` makes the row sum to
-its total; after sorting, the support is the largest k with `total + sum_{i <= k} (x_(k) - x_(i)) > 0`.
+The simplex by its threshold (Held, Wolfe, Crowder 1974): `project(x) = max(x - tau, 0)` where `tau` makes the row sum
+to its total; after sorting, the support is the largest k with `total + sum_{i <= k} (x_(k) - x_(i)) > 0`.
 
 optax 0.2.8 has these projections, and they are not used: its simplex is one flattened vector (no rows), adds entries
 of any size before subtracting them (at 1e30 the result no longer sums to 1, at -inf it is NaN) and divides by the

@@ -120,5 +120,4 @@ def total(tree: Any) -> jax.Array:
         >>> float(total({"a": jnp.float32(1), "b": jnp.float32(2)}))
         3.0
     """
-    leaves = jax.tree.leaves(tree)
-    return sum(leaves[1:], leaves[0]) if leaves else jnp.zeros((), jnp.result_type(float))
+    return jax.tree.reduce(jnp.add, tree) if jax.tree.leaves(tree) else jnp.zeros((), jnp.result_type(float))
