@@ -14,15 +14,16 @@ A signal never returns a multiplier; only a move does. Its history travels in `m
     parts = Parts(primal, violation, move, signal=signal)
     memory = Memory(dual=signal.init(violation_like))
 
-The incremental PID and the positional one are the same without clipping: summing u with step 1 from `v_1 = v_2 = 0` gives
-`y_t = ki sum v + kp v_t + kd (v_t - v_(t-1))`. So `Extrapolated(theta)` with step s is a PI controller with `ki = s` and
-`kp = theta s`. With the projection they part: the incremental form keeps y itself in the set, so on noise the kicks up
-stay and the kicks below 0 are cut off; the positional form (`Offer`) projects what is shown to the primal and
-integrates plainly. Sources: Stooke, Achiam and Abbeel (arXiv 2007.03964) for PID multipliers; Sohrabi et al., "On PI
+The incremental PID and the positional one are the same without clipping: summing u with step 1 from `v_1 = v_2 = 0`
+gives `y_t = ki sum v + kp v_t + kd (v_t - v_(t-1))`. So `Extrapolated(theta)` with step s is a PI controller with
+`ki = s` and `kp = theta s`. With the projection they part: the incremental form keeps y itself in the set, so on noise
+the kicks up stay and the kicks below 0 are cut off; the positional form (`Offer`) projects what is shown to the primal
+and integrates plainly. Sources: Stooke, Achiam and Abbeel (arXiv 2007.03964) for PID multipliers; Sohrabi et al., "On PI
 Controllers for Updating Lagrange Multipliers" (arXiv 2406.04558) for nuPI, which is `PID(kp, ki, smoothing=nu)`.
 """
 
 import abc
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -100,8 +101,7 @@ class Extrapolated(Signal):
     start: str = "first"
 
     def __post_init__(self) -> None:
-        if concrete(self.theta):
-            require_sign("theta + 1", jnp.add(self.theta, 1))
+        _require("theta", self.theta, jnp.greater_equal, -1, "a number >= -1")
         _require_start(self.start)
 
     def init(self, violation: Any) -> Earlier:
@@ -118,7 +118,7 @@ class Extrapolated(Signal):
 
 @record(static=("start",))
 class PID(Signal):
-    """`u = ki v + kp (w - w_1) + kd (w - 2 w_1 + w_2)` with `w = nu w_1 + (1 - nu) v`: the increment of a PID controller.
+    """The increment of a PID controller: `u = ki v + kp (w - w_1) + kd (w - 2 w_1 + w_2)`, `w = nu w_1 + (1 - nu) v`.
 
     Feed it to a move with step 1: the multiplier is then the PID controller's, kept in the set by the projection. It
     cannot wind up below 0. The derivative is two-sided and not smoothed unless nu > 0.
@@ -151,7 +151,8 @@ class PID(Signal):
     def __post_init__(self) -> None:
         for name in ("proportional", "integral", "derivative"):
             require_sign(name, getattr(self, name))
-        _require_decay("smoothing", self.smoothing)
+        require_sign("smoothing", self.smoothing)
+        _require("smoothing", self.smoothing, jnp.less, 1, "a number below 1")
         _require_start(self.start)
 
     def init(self, violation: Any) -> Earlier:
@@ -176,10 +177,7 @@ class Momentum(Signal):
     """`u = v + decay u_1`: with a plain move of step s, the heavy ball `y' = y + s v + decay (y - y_1)`.
 
     Attributes:
-        decay: in [0, 1).
-
-    Raises:
-        InvalidOption: a decay outside [0, 1).
+        decay: in [0, 1), else `InvalidOption` is raised.
 
     Example:
         >>> signal = Momentum(0.5)
@@ -191,7 +189,8 @@ class Momentum(Signal):
     decay: Any
 
     def __post_init__(self) -> None:
-        _require_decay("decay", self.decay)
+        require_sign("decay", self.decay)
+        _require("decay", self.decay, jnp.less, 1, "a number below 1")
 
     def init(self, violation: Any) -> Any:
         """No momentum."""
@@ -208,10 +207,7 @@ class Nesterov(Signal):
     """`m = v + decay m_1, u = v + decay m`: Nesterov's momentum (Nesterov 1983, in the form of Sutskever et al. 2013).
 
     Attributes:
-        decay: in [0, 1).
-
-    Raises:
-        InvalidOption: a decay outside [0, 1).
+        decay: in [0, 1), else `InvalidOption` is raised.
 
     Example:
         >>> signal = Nesterov(0.5)
@@ -222,7 +218,8 @@ class Nesterov(Signal):
     decay: Any
 
     def __post_init__(self) -> None:
-        _require_decay("decay", self.decay)
+        require_sign("decay", self.decay)
+        _require("decay", self.decay, jnp.less, 1, "a number below 1")
 
     def init(self, violation: Any) -> Any:
         """No momentum."""
@@ -239,10 +236,7 @@ class Averaged(Signal):
     """The exponential mean of the violations, divided by the weight collected so far, so that the first u is v.
 
     Attributes:
-        decay: in [0, 1); the mean remembers about `1 / (1 - decay)` steps.
-
-    Raises:
-        InvalidOption: a decay outside [0, 1).
+        decay: in [0, 1); else `InvalidOption`; the mean remembers about `1 / (1 - decay)` steps.
 
     Example:
         >>> signal = Averaged(0.5)
@@ -254,7 +248,8 @@ class Averaged(Signal):
     decay: Any
 
     def __post_init__(self) -> None:
-        _require_decay("decay", self.decay)
+        require_sign("decay", self.decay)
+        _require("decay", self.decay, jnp.less, 1, "a number below 1")
 
     def init(self, violation: Any) -> Any:
         """Nothing seen: a mean of 0 with weight 0, one for each leaf so that both follow its dtype."""
@@ -274,10 +269,7 @@ class Clipped(Signal):
     """`u = clip(v, -limit, limit)`: a saturated signal, bounded whatever a batch contains.
 
     Attributes:
-        limit: > 0.
-
-    Raises:
-        InvalidOption: a limit that is not positive and finite.
+        limit: > 0 and finite, else `InvalidOption` is raised.
 
     Example:
         >>> print(Clipped(0.5)(jnp.array([-2.0, 0.25]), Memory())[0])
@@ -400,7 +392,6 @@ def _require_start(start: str) -> None:
         raise InvalidOption(f"start is {start!r}; expected 'first' or 'zero'")
 
 
-def _require_decay(name: str, value: Any) -> None:
-    require_sign(name, value)
-    if concrete(value) and not bool(jnp.all(jnp.less(value, 1))):
-        raise InvalidOption(f"{name} is {value}; expected a number in [0, 1)")
+def _require(name: str, value: Any, compare: Callable[[Any, Any], Any], bound: float, expected: str) -> None:
+    if concrete(value) and not bool(jnp.all(compare(value, bound))):
+        raise InvalidOption(f"{name} is {value}; expected {expected}")
