@@ -17,7 +17,7 @@ import scipy.sparse
 
 from pdopt.errors import InvalidFile, InvalidProblem
 from pdopt.problems.linear import LinearProgram
-from pdopt.problems.mps_scan import Scan, read_text, scan_mps
+from pdopt.problems.mps_scan import QUADRATIC, Scan, read_text, scan_mps
 
 _SUFFIXES = (".mps", ".mps.gz", ".lp", ".lp.gz")
 
@@ -77,7 +77,7 @@ def read_model(path: str | Path, *, dtype: Any = None, strict: bool = True, rela
     reading = _read_highs(path)
     notes: list[str] = []
     scan = None
-    if ".mps" in path.suffixes or path.name.lower().endswith((".mps", ".mps.gz")):
+    if path.name.lower().removesuffix(".gz").endswith(".mps"):
         scan = _scan(path, text, reading, strict, notes)
     _judge(path, reading, strict, notes)
     if scan is not None:
@@ -116,14 +116,18 @@ def _read_highs(path: Path) -> _Reading:
 
 def _fixed(reading: _Reading) -> bool:
     """Whether HiGHS fell back to fixed format because names hold blanks, and got through."""
-    return reading.status == "kOk" and any("fixed" in line.lower() for line in reading.warnings)
+    return reading.status == "kOk" and any(map(_about_fixed, reading.warnings))
+
+
+def _about_fixed(warning: str) -> bool:
+    return "fixed format" in warning
 
 
 def _scan(path: Path, text: bytes, reading: _Reading, strict: bool, notes: list[str]) -> Scan | None:
     try:
         scan = scan_mps(path, text, fixed=_fixed(reading))
     except InvalidFile as error:
-        if strict or "quadratic" in str(error) or reading.status == "kError":
+        if strict or str(error).endswith(QUADRATIC) or reading.status == "kError":
             raise
         notes.append(f"{error} (HiGHS's reading kept)")
         return None
@@ -136,13 +140,14 @@ def _judge(path: Path, reading: _Reading, strict: bool, notes: list[str]) -> Non
     if reading.status == "kError":
         raise InvalidFile(path, "; ".join(reading.errors) or "HiGHS cannot read it")
     if reading.model.hessian_.dim_ > 0:
-        raise InvalidFile(path, "quadratic objective: pdopt does not yet read QPs")
+        raise InvalidFile(path, f"quadratic objective: {QUADRATIC}")
+    warnings = reading.warnings
     if _fixed(reading):
         notes.append("names hold blanks: read in fixed format, by column position")
-        return
-    if strict and (reading.warnings or reading.status != "kOk"):
-        raise InvalidFile(path, "; ".join(reading.warnings) or f"HiGHS answered {reading.status}")
-    notes.extend(reading.warnings)
+        warnings = tuple(line for line in warnings if not _about_fixed(line))
+    if strict and (warnings or reading.status != "kOk"):
+        raise InvalidFile(path, "; ".join(warnings) or f"HiGHS answered {reading.status}")
+    notes.extend(warnings)
 
 
 def _compare(path: Path, scan: Scan, lp: Any, strict: bool, notes: list[str]) -> None:

@@ -26,6 +26,7 @@ from typing import NamedTuple
 from pdopt.errors import InvalidFile
 
 LARGEST = 1e15  # HiGHS refuses matrix values from here on (its option large_matrix_value)
+QUADRATIC = "pdopt does not yet read QPs"
 
 _ALONE = {b"ROWS", b"COLUMNS", b"RHS", b"RANGES", b"BOUNDS", b"ENDATA"}  # headers without a word after them
 _QUADRATIC = {b"QUADOBJ", b"QMATRIX", b"QSECTION", b"QCMATRIX"}
@@ -158,8 +159,9 @@ class _Scanner:
         for word in (b"ROWS", b"COLUMNS"):
             if word not in seen:
                 raise self.error(f"ENDATA without a section {word.decode()}")
-        for self.number, line in self.lines:
+        for number, line in self.lines:
             if line.strip() and line[0] != 42:
+                self.number = number
                 raise self.error("text after ENDATA would be ignored")
         rows = sum(kind != b"N" for kind in self.rows.values())
         return Scan(self.name, rows, len(self.columns), self.nonzeros, self.maximise, tuple(self.notes()))
@@ -179,7 +181,8 @@ class _Scanner:
     def cards(self, section: str, split_fixed: Callable[[bytes], list[bytes]] = _fixed_fields) -> Iterator[list[bytes]]:
         """The fields of each line until the next header, which is left in `next_header`."""
         split = split_fixed if self.fixed else bytes.split
-        for self.number, line in self.lines:
+        for number, line in self.lines:
+            self.number = number
             if line[:1] == b"*" or not line.strip():
                 continue
             header = self.header(line)
@@ -196,7 +199,8 @@ class _Scanner:
         words = line.split()
         word = words[0]
         if word in _QUADRATIC:
-            raise self.error(f"{word.decode()}: quadratic objective: pdopt does not yet read QPs")
+            what = "constraint" if word == b"QCMATRIX" else "objective"
+            raise self.error(f"{word.decode()}: quadratic {what}: {QUADRATIC}")
         if (word in _ALONE and len(words) == 1) or word == b"NAME" or (word == b"OBJSENSE" and len(words) <= 2):
             return words
         if word.isalpha() and word.isupper() and (len(words) == 1 or self.fixed):
@@ -244,7 +248,7 @@ class _Scanner:
             count = len(fields)
             if (count != 3 and count != 5) or fields[1] == _MARKER or line[0] == 42 or line[0] > 32:
                 self.number = number
-                if not fields and not line.strip() or line[0] == 42:
+                if (not fields and not line.strip()) or line[0] == 42:
                     continue
                 header = self.header(line)
                 if header:

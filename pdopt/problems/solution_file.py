@@ -32,8 +32,7 @@ _NUMBERS = ("objective", "dual_objective", *Residuals._fields)
 class SolutionRecord(NamedTuple):
     """A solution on the host, with names: arrays are float64; `reduced_costs` is None when the solution had none.
 
-    `numbers` maps `objective`, `dual_objective` and the fields of `Residuals` to floats (the residuals' names are
-    prefixed by nothing: `primal`, `dual`, `gap`, `primal_absolute`, ...).
+    `numbers` maps `objective`, `dual_objective` and the fields of `Residuals` (`primal`, `dual`, `gap`, ...) to floats.
     """
 
     model: str
@@ -59,6 +58,21 @@ def write_solution(path: str | Path, model: Model, solution: Solution) -> None:
     Raises:
         InvalidProblem: shapes that do not fit the model, or a name that a line cannot hold.
         OSError: the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from pdopt.problems.linear import LinearProgram
+        >>> from pdopt.types import Pair
+        >>> lp = LinearProgram(np.float32([1]), np.float32([[2]]), np.float32([4]), np.float32([9]))
+        >>> pair = Pair(np.float32([2]), np.float32([0.5]))
+        >>> found = Solution(pair, Status.OPTIMAL, 2.0, 2.0, Residuals(*[0.0] * 7), 10)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder) / "one.sol"
+        ...     write_solution(file, Model(lp, "one", ("r",), ("x",), 0, ()), found)
+        ...     print(*file.read_text().splitlines()[-4:], sep="; ")
+        ...     read_solution(file).x
+        columns 1; x 2.0 -; rows 1; r 4.0 0.5
+        array([2.])
     """
     found = describe(model, solution)
     text = _as_json(found) if str(path).lower().endswith(".json") else _as_text(found)
@@ -70,6 +84,12 @@ def read_solution(path: str | Path) -> SolutionRecord:
 
     Raises:
         InvalidFile: missing, cut short or not such a file; with the line where known.
+
+    Example:
+        >>> read_solution("absent.sol")
+        Traceback (most recent call last):
+        ...
+        pdopt.errors.InvalidFile: absent.sol: no such file
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -138,6 +158,10 @@ class _Lines:
         self.number += 1
         return self.lines[self.number - 1]
 
+    def end(self) -> None:
+        if self.lines[self.number :] != [""]:
+            raise self.error("expected the end of the file after this line")
+
     def field(self, name: str) -> str:
         word, _, rest = self.next().partition(" ")
         if word != name:
@@ -175,6 +199,7 @@ def _from_text(path: str | Path, text: str) -> SolutionRecord:
     rows, activity, y = lines.table("rows")
     if y is None:
         raise lines.error("a row lacks its multiplier")
+    lines.end()
     return SolutionRecord(model, status, iterations, numbers, columns, x, z, rows, activity, y)
 
 
@@ -213,8 +238,9 @@ def _from_json(path: str | Path, text: str) -> SolutionRecord:
         raise InvalidFile(path, f"not JSON, or cut short ({error.msg})", error.lineno) from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InvalidFile(path, f"not a solution file of pdopt ({error!r})") from error
-    for name, size in (("x", len(names["column_names"])), ("activity", len(names["row_names"])),
-                       ("y", len(names["row_names"]))):  # fmt: skip
-        if arrays[name] is None or len(arrays[name]) != size:
-            raise InvalidFile(path, f"{name} does not have {size} numbers")
+    columns, rows = len(names["column_names"]), len(names["row_names"])
+    sizes = {"x": columns, "reduced_costs": columns, "activity": rows, "y": rows}
+    for name, values in arrays.items():
+        if len(values) != sizes[name] if values is not None else name != "reduced_costs":
+            raise InvalidFile(path, f"{name} does not have {sizes[name]} numbers")
     return found._replace(status=_status(path, found.status))

@@ -72,7 +72,9 @@ def test_bounds(tmp_path, bounds, lower, upper):
     assert (float(lp.lower[0]), float(lp.upper[0])) == (lower, upper)
 
 
-@pytest.mark.parametrize("change", [("\n", "\r\n"), (" ", "\t"), ("\nCOLUMNS", "\n* a comment of five words\n\nCOLUMNS")])
+@pytest.mark.parametrize(
+    "change", [("\n", "\r\n"), (" ", "\t"), ("\nCOLUMNS", "\n* a comment of five words\n\nCOLUMNS")]
+)
 def test_line_ends_tabs_and_comments(tmp_path, change):
     model = read(tmp_path, (HEAD + "ENDATA\n").replace("a model", "amodel").replace(*change))
     assert model.row_names == ("l", "g", "e", "f")
@@ -118,7 +120,7 @@ def test_fixed_format_with_blanks_in_names(tmp_path):
 
 
 def test_fixed_format_is_scanned_too():
-    with pytest.raises(InvalidFile, match="line 6: '2.x' is not a number"):
+    with pytest.raises(InvalidFile, match=r"line 6: '2\.x' is not a number"):
         scan_mps("a.mps", FIXED.replace("2.0", "2.x").encode(), fixed=True)
 
 
@@ -136,7 +138,9 @@ def programs(draw):
         low, high = sorted((draw(numbers), draw(numbers)))
         return draw(st.sampled_from([(low, low), (low, np.inf), (-np.inf, high), (-np.inf, np.inf), (low, high)]))
 
-    rows = np.array([draw(st.sampled_from([(v, v), (v, np.inf), (-np.inf, v)])) for v in (draw(numbers) for _ in range(m))])
+    rows = np.array(
+        [draw(st.sampled_from([(v, v), (v, np.inf), (-np.inf, v)])) for v in (draw(numbers) for _ in range(m))]
+    )
     return c, A, rows, np.array([side() for _ in range(n)]), draw(numbers), draw(st.booleans())
 
 
@@ -192,5 +196,5 @@ def test_core_set_equals_highs(name):
 
 @needs_data
 def test_quadratic_core_file_is_refused():
-    with pytest.raises(InvalidFile, match="line 3584.*does not yet read QPs"):
+    with pytest.raises(InvalidFile, match=r"line 3584.*does not yet read QPs"):
         read_mps(DATA / "core" / "primal1.mps.gz")

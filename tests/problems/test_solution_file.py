@@ -1,5 +1,6 @@
 """Solutions written and read back: every number exact, every damage an error."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -56,9 +57,14 @@ def test_every_cut_of_the_text_is_refused(tmp_path, model):
         path.write_text("".join(lines[:count]))
         with pytest.raises(InvalidFile):
             read_solution(path)
+    path.write_text("".join([*lines, "more\n"]))
+    with pytest.raises(InvalidFile, match="expected the end"):
+        read_solution(path)
 
 
-@pytest.mark.parametrize("change", [{"x": [1.0]}, {"y": None}, {"status": "fine"}, {"format": "other"}, {"extra": 1}])
+@pytest.mark.parametrize(
+    "change", [{"x": [1.0]}, {"y": None}, {"status": "fine"}, {"format": "other"}, {"extra": 1}, {"reduced_costs": [1]}]
+)
 def test_damaged_json_is_refused(tmp_path, model, change):
     path = tmp_path / "out.json"
     write_solution(path, model, solution(model))
@@ -76,7 +82,8 @@ def test_missing(tmp_path):
 
 
 def test_shapes_must_fit(tmp_path, model):
-    wrong = solution(model)
+    right = solution(model)
+    wrong = dataclasses.replace(right, pair=Pair(right.x[:2], right.y))
     with pytest.raises(InvalidProblem, match="x has shape"):
-        write_solution(tmp_path / "out.sol", model, wrong.replace(pair=Pair(wrong.x[:2], wrong.y)))
+        write_solution(tmp_path / "out.sol", model, wrong)
     assert list(tmp_path.iterdir()) == []
