@@ -48,7 +48,7 @@ def finish(problem, carry):
 
 @jax.jit
 def _solve_(problem, method, start, tolerance, limit):
-    judge = problem.minimised().ready()
+    judge = problem.minimised()
     view = method.view(problem)
     start = view.back(view.start()) if start is None else start
     carry = begin(judge, view, method, start, tolerance)

@@ -138,9 +138,13 @@ class PDHG:
         track, _, visit = self.acceleration.apply(self._map(view, size, omega), state.track, Memory(), size.eta)
         taken = jnp.int32(1)
         if self.stepsize.adapts:
-            size = self.stepsize.update(size, movement(visit), omega)
+            moved = movement(visit)
+            size = self.stepsize.update(size, moved, omega)
             track = optax.tree.where(size.accepted, track, state.track)
             taken = size.accepted.astype(jnp.int32)
+            # The error of an epoch's first step is at hand here; a constant step computes it at the restart.
+            begins = (epoch.steps == 0) & size.accepted
+            epoch = epoch._replace(first=jnp.where(begins, moved.error(state.size.eta, omega), epoch.first))
         epoch = epoch._replace(steps=epoch.steps + taken, total=epoch.total + 1)
         return State(track, size, state.weight, epoch), visit
 
@@ -178,13 +182,11 @@ class PDHG:
         dx, dy = _distance(candidate.x.point, anchor.x.point), _distance(candidate.y, anchor.y)
         moved = self.weight.update(state.weight, dx, dy)
         weight = optax.tree.where(restart, moved, state.weight)
-        point = optax.tree.where(restart, candidate, state.track.point)
-        # The violation of a blended point is a blend too and gathers rounding errors; one product makes it exact again.
-        point = point._replace(x=Image(point.x.point, view.violation(point.x.point)))
-        begun = self.acceleration.init(point)
-        track = optax.tree.where(restart, begun, state.track._replace(point=point))
-        after, _ = self._map(view, state.size, weight.omega)(point, Memory())
-        first = movement(Visit(point, after)).error(state.size.eta, weight.omega)
+        track = optax.tree.where(restart, self.acceleration.init(candidate), state.track)
+        first = state.epoch.first
+        if not self.stepsize.adapts:
+            after, _ = self._map(view, state.size, weight.omega)(track.point, Memory())
+            first = movement(Visit(track.point, after)).error(state.size.eta, weight.omega)
         return State(track, state.size, weight, self.restart.update(state.epoch, restart, error, first))
 
 

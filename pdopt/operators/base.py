@@ -19,8 +19,8 @@ class Operator(Protocol):
     """A linear map with its adjoint.
 
     `row_norms(kind)` and `column_norms(kind)` give the l1, l2 or linf norm of every row or column (for scaling);
-    `scale(row, column)` is `diag(row) A diag(column)`; `ordered()` is the same map in the storage's favourite order of
-    rows and columns with the orders themselves, `ready()` the same map prepared for many products.
+    `scale(row, column)` is `diag(row) A diag(column)`; `ordered()` is the same map prepared
+    for many products, in the storage's favourite order of rows and columns, with the orders (or None).
     """
 
     @property
@@ -40,8 +40,6 @@ class Operator(Protocol):
     def scale(self, row: Any, column: Any) -> Any: ...
 
     def ordered(self) -> "tuple[Any, Order | None, Order | None]": ...
-
-    def ready(self) -> Any: ...
 
 
 class Order:

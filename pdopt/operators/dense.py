@@ -68,7 +68,3 @@ class Dense:
     def ordered(self) -> tuple["Dense", Order | None, Order | None]:
         """Itself: a dense matrix has no favourite order."""
         return self, None, None
-
-    def ready(self) -> "Dense":
-        """Itself."""
-        return self

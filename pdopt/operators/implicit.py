@@ -70,10 +70,6 @@ class Implicit:
         """Itself."""
         return self, None, None
 
-    def ready(self) -> "Implicit":
-        """Itself."""
-        return self
-
 
 @record
 class Scaled:
@@ -118,10 +114,6 @@ class Scaled:
     def ordered(self) -> tuple["Scaled", None, None]:
         """Itself."""
         return self, None, None
-
-    def ready(self) -> "Scaled":
-        """Itself."""
-        return self
 
 
 def check_adjoint(operator: Any, x: Any, y: Any) -> Any:

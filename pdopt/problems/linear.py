@@ -121,10 +121,6 @@ class LinearProgram:
             return self
         return self.replace(c=-self.c, offset=-self.offset, maximise=False, check=False, allow_low_precision=True)
 
-    def ready(self) -> "LinearProgram":
-        """The same problem with its operator prepared for many products."""
-        return self.replace(A=self.A.ready(), check=False, allow_low_precision=True)
-
     def flip(self, pair: Pair) -> Pair:
         """The pair between the user's sense and the minimisation (its own inverse): multipliers change sign."""
         return Pair(pair.x, -pair.y) if self.maximise else pair
