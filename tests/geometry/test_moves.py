@@ -50,7 +50,7 @@ PROXIMAL = [name for name in NAMES if not name.startswith("sign")]
 # Inside every set's domain: positive, sums to 2 for the simplex of 2 and projected where another set is meant.
 INSIDE = np.array([0.4, 0.9, 0.1, 0.6])
 V = np.array([0.7, -0.3, 1.1, -2.0])
-few = settings(max_examples=25, deadline=None)
+few = settings(max_examples=10, deadline=None)
 four = st.lists(st.floats(-20, 20, allow_subnormal=False), min_size=4, max_size=4)
 
 
@@ -152,7 +152,7 @@ def test_closed_forms_of_the_envelope():
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("rho", [0.2, 1.0, 4.0])
+@pytest.mark.parametrize("rho", [0.2, 4.0])
 def test_gradient_of_the_penalty_is_the_moved_multiplier(name, rho):
     move = MOVES[name]
     with jax.enable_x64(True):

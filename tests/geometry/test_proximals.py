@@ -53,7 +53,7 @@ FUNCTIONS = {
 NAMES = list(FUNCTIONS)
 three = st.lists(st.floats(-8, 8, allow_subnormal=False), min_size=3, max_size=3)
 steps = st.floats(0.1, 4)
-few = settings(max_examples=25, deadline=None)
+few = settings(max_examples=10, deadline=None)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -41,7 +41,7 @@ SETS = {
 NAMES = list(SETS)
 numbers = st.floats(-50, 50, allow_subnormal=False)
 vectors = st.sampled_from([1, 4]).flatmap(lambda n: st.tuples(*[st.lists(numbers, min_size=n, max_size=n)] * 2))
-few = settings(max_examples=20, deadline=None)
+few = settings(max_examples=10, deadline=None)
 
 
 def slow_projection(s, x):
