@@ -174,13 +174,17 @@ def test_float32_stays_and_transforms_agree(name, x64):
         y = jnp.asarray(np.stack([INSIDE, INSIDE[::-1]]), jnp.float32)
         v = jnp.asarray(np.stack([V, -V]), jnp.float32)
         for step in (0.5, np.float64(0.5), jnp.full((2, 1), 0.5)):
-            z = move(y, v, step)
-            assert z.dtype == jnp.float32
-            assert move.penalty(y, v, step).dtype == jnp.float32
+            assert jax.eval_shape(move, y, v, step).dtype == jnp.float32
+            assert jax.eval_shape(move.penalty, y, v, step).dtype == jnp.float32
+        assert jax.eval_shape(move.divergence, y, y).dtype == jnp.float32
+        if x64:
+            return
+        z = move(y, v, 0.5)
         np.testing.assert_allclose(jax.jit(lambda m, *a: m(*a))(move, y, v, 0.5), z, atol=1e-6)
         np.testing.assert_allclose(jax.vmap(lambda y, v: move(y, v, 0.5))(y, v), z, atol=1e-6)
-        np.testing.assert_allclose(np.stack([move(a, b, 0.5) for a, b in zip(y, v)]), z, atol=1e-6)
-        assert move.divergence(y, y).dtype == jnp.float32
+        single = jax.jit(move)
+        np.testing.assert_allclose(np.stack([single(a, b, 0.5) for a, b in zip(y, v)]), z, atol=1e-6)
+        np.testing.assert_allclose(single(y, v, jnp.full((2, 1), 0.5)), z, atol=1e-6)
         assert float(move.divergence(y, y)) == 0.0
 
 
