@@ -8,7 +8,7 @@ RELATIONS = {"<=": operator.le, ">=": operator.ge}
 
 
 class Claim(NamedTuple):
-    """A promise with its figure. `measured=None` (a peer missing, nothing to compare) is "not judged", never "holds"."""
+    """A promise with its figure; `measured=None` (a peer missing, nothing to compare) is never "holds"."""
 
     promise: str
     measured: float | None

@@ -31,7 +31,7 @@ class LinearData(NamedTuple):
 
 
 class Instance(NamedTuple):
-    """A named problem with what is known of it: `expected` is "optimal", "primal_infeasible", "dual_infeasible" or ""."""
+    """A named problem; `expected` is "optimal", "primal_infeasible", "dual_infeasible" or "" (unknown)."""
 
     name: str
     family: str

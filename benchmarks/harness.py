@@ -42,7 +42,7 @@ class Options(NamedTuple):
 def run_all(
     instances: list[Instance], solvers: tuple[str, ...], options: Options, say: Any = print
 ) -> list[dict[str, Any]]:
-    """One record for each (solver, tolerance, instance). The time left is shared equally by the solvers still to run."""
+    """One record for each (solver, tolerance, instance); the time left is shared by the solvers still to run."""
     folder = options.output / "work"
     folder.mkdir(parents=True, exist_ok=True)
     for number, instance in enumerate(instances):

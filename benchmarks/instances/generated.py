@@ -120,5 +120,6 @@ def generated(seed: int, scale: int = 1) -> list[Instance]:
     s = scale
     return [
         assignment(15 * s, seed), transport(12 * s, 20 * s, seed), multicommodity(12 * s, 4 * s, seed),
-        pagerank(300 * s, seed), known_optimum(120 * s, 200 * s, seed), infeasible(60 * s, seed), unbounded(60 * s, seed),
+        pagerank(300 * s, seed), known_optimum(120 * s, 200 * s, seed),
+        infeasible(60 * s, seed), unbounded(60 * s, seed),
     ]  # fmt: skip

@@ -21,7 +21,7 @@ class Timing(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """`status`: optimal, primal_infeasible, dual_infeasible, or the solver's own word; y, z as in `benchmarks.verify`."""
+    """`status`: optimal, primal_infeasible, dual_infeasible or the solver's own word; signs as `benchmarks.verify`."""
 
     status: str
     x: np.ndarray | None

@@ -67,7 +67,7 @@ def solve(data: LinearData, tolerance: float, limit: float, method: str = "simpl
 
 
 def _ray(lp: Any, name: str) -> np.ndarray | None:
-    """The ray of a second run without presolve (presolve proves infeasibility without one); its sign as HiGHS gives it."""
+    """The ray of a second run without presolve, which proves infeasibility without one; sign as HiGHS gives it."""
     highs = highspy.Highs()
     highs.silent()
     highs.setOptionValue("presolve", "off")
