@@ -1,23 +1,42 @@
-"""`solve`: a traceable solve of any problem by any method that accepts it."""
+"""`solve`: a traceable solve of any problem by any method that accepts it.
+
+A problem offers its judgement (`optimality(pair)` on the user's data), its minimised form and, through the views of
+`problems/views.py`, the form that a method consumes. `solve` never prints and never waits for the device; `pdopt.run`
+is the same loop driven from the host.
+"""
 
 import warnings
+from functools import partial, singledispatch
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pdopt.errors import InvalidOption, require_range
+
+from pdopt.errors import InvalidOption, InvalidProblem, UnsupportedProblem, require_range
 from pdopt.methods.pdhg import PDHG
 from pdopt.problems.linear import LinearProgram
+from pdopt.rules.implicit import GRADIENTS, envelope, guard
 from pdopt.rules.loop import Carry, advance_until, begin
-from pdopt.runtime.precision import precision_scope
-from pdopt.types import Pair, Solution, record
+from pdopt.runtime.precision import as_array, precision_scope
+from pdopt.types import Pair, Solution
 
 MAX_ITERATIONS = 1_000_000
 
 
+@singledispatch
 def default_method(problem: Any) -> Any:
+    """The method used when none is named; a problem joins by `default_method.register`.
+
+    Raises:
+        UnsupportedProblem: not a problem of this library.
+    """
+    raise UnsupportedProblem(f"problem has type {type(problem).__name__}; expected a pdopt problem (LinearProgram, ...)")
+
+
+@default_method.register
+def _(problem: LinearProgram) -> PDHG:
     return PDHG()
 
 
@@ -25,35 +44,136 @@ def solve(
     problem: Any,
     method: Any = None,
     *,
-    start: Any = None,
+    start: Pair | Solution | None = None,
     tolerance: Any = None,
     max_iterations: Any = None,
     gradient: str = "implicit",
     history: int = 0,
 ) -> Solution:
+    """Solve a problem; `jit`, `vmap` and `grad` pass through it.
+
+    Args:
+        problem: `LinearProgram` and its kin.
+        method: a method object such as `PDHG()`; None takes the problem's default.
+        start: a `Pair` in the user's units or a previous `Solution` to begin from; it is moved into its sets. A start
+            that is optimal already is returned after 0 iterations.
+        tolerance: all three relative residuals must be at most this (> 0). None: 1e-6 in float64, 1e-4 in float32.
+        max_iterations: saddle steps (>= 1). None: 1 000 000.
+        gradient: "implicit": `solution.objective` has the derivative of the optimal value with respect to every
+            floating leaf of the problem (envelope theorem); the pair has no rule yet and refuses. "none": the result is
+            a constant.
+        history: rows of `solution.history` to keep: a fixed-size table of checks (columns `pdopt.HISTORY`).
+
+    Returns:
+        `Solution`, whose `status` says why it stopped; its residuals are those of the returned pair on the user's data.
+        float32 reaches a tolerance of about 1e-4 on well-scaled problems.
+
+    Raises:
+        InvalidOption: an option outside its range. InvalidProblem: a start of the wrong shape, or with NaN.
+        UnsupportedProblem: the method has no use for this kind of problem.
+
+    Example:
+        >>> import pdopt
+        >>> lp = pdopt.LinearProgram([-1.0, -1.0], [[1.0, 2.0]], [-jnp.inf], [4.0], [0.0, 0.0], [3.0, 3.0],
+        ...                          dtype=jnp.float32)
+        >>> solution = pdopt.solve(lp, tolerance=1e-5)
+        >>> print(solution.x.round(2), round(float(solution.objective), 3))
+        [3.  0.5] -3.5
+    """
+    method = default_method(problem) if method is None else method
     with precision_scope(problem):
-        method = default_method(problem) if method is None else method
-        dtype = problem.c.dtype
-        tolerance = (1e-6 if dtype == np.float64 else 1e-4) if tolerance is None else tolerance
-        limit = jnp.int32(MAX_ITERATIONS if max_iterations is None else max_iterations)
-        carry = _solve(problem, method, start, jnp.asarray(tolerance, dtype), limit, history)
-        return finish(problem, carry)
+        options = checked_options(problem, tolerance, max_iterations, gradient, history)
+        return _solve(problem, method, checked_start(problem, start), *options, gradient, history)
 
 
-def finish(problem, carry):
-    o = carry.optimality
-    s = problem.sense
-    return Solution(problem.flip(carry.pair), carry.status, s*o.objective, s*o.dual_objective, o.residuals, carry.iterations, problem.certificate(o.proof, carry.ray), carry.history)
+def checked_options(
+    problem: Any, tolerance: Any, max_iterations: Any, gradient: str, history: int
+) -> tuple[Any, Any]:
+    """Tolerance and iteration limit as arrays of the right type, after validation."""
+    dtype = floating_type(problem)
+    wide = dtype == np.float64
+    tolerance = (1e-6 if wide else 1e-4) if tolerance is None else tolerance
+    max_iterations = MAX_ITERATIONS if max_iterations is None else max_iterations
+    if not isinstance(tolerance, jax.core.Tracer):
+        require_range("tolerance", tolerance, 0.0, open_low=True)
+        floor = 10 * float(jnp.finfo(dtype).eps)
+        if float(tolerance) < floor:
+            message = f"tolerance {float(tolerance):g} is below what {dtype.name} can reach, about {floor:.1e}"
+            warnings.warn(message, stacklevel=3)
+    if not isinstance(max_iterations, jax.core.Tracer):
+        require_range("max_iterations", max_iterations, 1, 2**30)
+    if gradient not in GRADIENTS:
+        raise InvalidOption(f"gradient is {gradient!r}; expected one of {GRADIENTS}")
+    if not isinstance(history, int) or history < 0:
+        raise InvalidOption(f"history is {history!r}; expected an integer >= 0, the rows to keep")
+    return jnp.asarray(tolerance, dtype), jnp.asarray(max_iterations, jnp.int32)
 
 
-@jax.jit
-def _solve_(problem, method, start, tolerance, limit):
+def checked_start(problem: Any, start: Any) -> Pair | None:
+    """The start as a pair of the problem's shapes and type, or None.
+
+    Raises:
+        InvalidProblem: another structure or shape, or NaN.
+    """
+    if start is None:
+        return None
+    pair = start.pair if isinstance(start, Solution) else start
+    if not isinstance(pair, Pair):
+        raise InvalidOption(f"start has type {type(start).__name__}; expected a Pair or a Solution")
+    shapes = problem.pair_shapes()
+    for name, given, like in zip(("start.x", "start.y"), pair, shapes):
+        if jax.tree.structure(given) != jax.tree.structure(like):
+            raise InvalidProblem(f"{name} has structure {jax.tree.structure(given)}; expected {jax.tree.structure(like)}")
+        for leaf, shape in zip(jax.tree.leaves(given), jax.tree.leaves(like)):
+            if np.shape(leaf) != shape.shape:
+                raise InvalidProblem(f"{name} has shape {np.shape(leaf)}; expected {shape.shape}")
+            if not isinstance(leaf, jax.core.Tracer) and np.isnan(np.asarray(leaf)).any():
+                raise InvalidProblem(f"{name} has NaN")
+    return jax.tree.map(lambda leaf, shape: as_array("start", leaf, shape.dtype), pair, shapes)
+
+
+def floating_type(problem: Any) -> Any:
+    """The problem's floating dtype: that of its leaves."""
+    leaves = [leaf.dtype for leaf in jax.tree.leaves(problem) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return np.dtype(jnp.result_type(*leaves))
+
+
+def prepare(problem: Any, method: Any, start: Pair | None, tolerance: Any, history: int) -> tuple[Any, Any, Carry]:
+    """Judge, view and first carry of a run, in the sense of the minimisation."""
     judge = problem.minimised()
-    view = method.view(problem)
-    start = view.back(view.start()) if start is None else start
-    carry = begin(judge, view, method, start, tolerance)
-    return advance_until(judge, view, method, carry, limit, tolerance, limit)
+    view = method.view(judge)
+    start = view.back(view.start()) if start is None else problem.flip(start)
+    return judge, view, begin(judge, view, method, start, tolerance, history)
 
 
-def _solve(problem, method, start, tolerance, limit, history):
-    return _solve_(problem, method, start, tolerance, limit)
+def finish(problem: Any, carry: Carry) -> Solution:
+    """The solution in the user's sense."""
+    found = carry.optimality
+    return Solution(
+        problem.flip(carry.pair),
+        carry.status,
+        problem.sense * found.objective,
+        problem.sense * found.dual_objective,
+        found.residuals,
+        carry.iterations,
+        problem.certificate(found.proof, carry.ray),
+        carry.history if carry.history.rows.shape[0] else None,
+    )
+
+
+@partial(jax.jit, static_argnames=("gradient", "history"))
+def _solve(
+    problem: Any, method: Any, start: Any, tolerance: Any, limit: Any, gradient: str, history: int
+) -> Solution:
+    still = jax.lax.stop_gradient((problem, method, start, tolerance))
+    judge, view, carry = prepare(*still, history)
+    carry = advance_until(judge, view, method, carry, limit, still[3], limit)
+    solution = finish(still[0], carry)
+    if gradient == "none" or not hasattr(problem, "lagrangian"):
+        return solution
+    value = problem.sense * problem.minimised().lagrangian(carry.pair, carry.optimality.proof)
+    objective = envelope(solution.objective, value)
+    floats = [leaf for leaf in jax.tree.leaves(problem) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return solution.replace(objective=objective, pair=guard(solution.pair, floats))
+
+

@@ -4,7 +4,7 @@ The simplex by its threshold (Held, Wolfe, Crowder 1974): `project(x) = max(x - 
 to its total; after sorting, the support is the largest k with `total + sum_{i <= k} (x_(k) - x_(i)) > 0`.
 
 optax 0.2.8 has these projections, and they are not used: its simplex is one flattened vector (no rows), adds entries
-of any size before subtracting them (at 1e30 the result no longer sums to 1, at -inf it is NaN) and divides by the
+of any size before subtracting them (three entries of 1e30 sum to 1.5 in float32, -inf gives NaN) and divides by the
 total; its l1 ball branches with `lax.cond` and inherits the above; its l2 ball squares the entries (1e30 overflows
 in float32). Here rows are shifted by their largest entry and entries further than `total` below it, which are 0 in
 the projection whatever they are, are raised to that level first; infinities count as the largest finite number, so

@@ -72,6 +72,16 @@ class Conjugate(Function):
     f: Function
     tolerance: Any = 0.0
 
+    @property
+    def is_indicator(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether f is a support function."""
+        return self.f.is_support
+
+    @property
+    def is_support(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether f is an indicator."""
+        return self.f.is_indicator
+
     def __call__(self, x: Any) -> jax.Array:
         return self.f.conjugate(x, self.tolerance)
 
@@ -176,6 +186,11 @@ class Scaled(Function):
         """That of f."""
         return self.f.is_indicator
 
+    @property
+    def is_support(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """That of f."""
+        return self.f.is_support
+
     def __call__(self, x: Any) -> jax.Array:
         value = self.f(_times(self.argument, x))
         return like(self.factor, value) * value
@@ -231,6 +246,11 @@ class Separable(Function):
     def is_indicator(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether every part is one."""
         return all(part.is_indicator for part in self.parts)
+
+    @property
+    def is_support(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether every part is one."""
+        return all(part.is_support for part in self.parts)
 
     def __call__(self, x: Any) -> jax.Array:
         return total(jax.tree.map(lambda f, leaf: f(leaf), self.functions, x, is_leaf=_is_function))

@@ -75,7 +75,7 @@ class Entropic(Move):
 
     def _penalty(self, y: Any, v: Any, rho: Any) -> jax.Array:
         y = floating(y)
-        v, rho = like(v, y), like(rho, y)
+        v, rho = finite(like(v, y)), like(rho, y)
         exponent = finite(rho * v)
         if isinstance(self.set, Simplex):
             mass, rho = per_row(self.set.total, y), rho if rho.ndim == 0 else rho[..., :1]
@@ -84,7 +84,10 @@ class Entropic(Move):
         if isinstance(self.set, Box):
             l, w = like(self.set.lower, y), like(self.set.upper, y) - like(self.set.lower, y)
             return jnp.sum(l * v + w / rho * _log_odds(jnp.clip((y - l) / w, 0, 1), exponent))
-        return jnp.sum(y * jnp.expm1(exponent) / rho)
+        # expm1 keeps the digits of small exponents; large ones may overflow where y exp(exponent) does not.
+        small = exponent < 1
+        rise = jnp.where(small, y * jnp.expm1(jnp.minimum(exponent, 1)), _grow(y, exponent) - y)
+        return jnp.sum(rise / rho)
 
 
 def softmax_from(y: jax.Array, exponent: jax.Array) -> jax.Array:

@@ -35,9 +35,11 @@ class Function(abc.ABC):
 
     Attributes:
         is_indicator: f takes only the values 0 and infinity, so the prox does not depend on the step.
+        is_support: `f(a x) = a f(x)` for `a > 0`: f is the support function of a set, its conjugate an indicator.
     """
 
     is_indicator: ClassVar[bool] = False
+    is_support: ClassVar[bool] = False
 
     @property
     def strong_convexity(self) -> Any:
@@ -96,6 +98,7 @@ class Zero(ArrayFunction):
     """
 
     is_indicator: ClassVar[bool] = True
+    is_support: ClassVar[bool] = True
 
     def _value(self, x: jax.Array) -> jax.Array:
         return jnp.zeros((), x.dtype)
@@ -123,6 +126,7 @@ class Linear(ArrayFunction):
     """
 
     c: Any
+    is_support: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_no_nan(c=self.c)
@@ -167,7 +171,8 @@ class Quadratic(ArrayFunction):
         return jnp.min(floating(self.diagonal))
 
     def _value(self, x: jax.Array) -> jax.Array:
-        return jnp.sum(like(self.diagonal, x) * x**2 / 2 + like(self.linear, x) * x)
+        # In this order an entry without curvature never meets an overflowed square.
+        return jnp.sum(x * (like(self.diagonal, x) * x / 2 + like(self.linear, x)))
 
     def _prox(self, x: jax.Array, step: jax.Array) -> jax.Array:
         return (x - step * like(self.linear, x)) / (1 + step * like(self.diagonal, x))
@@ -195,6 +200,7 @@ class L1(ArrayFunction):
     """
 
     weight: Any = 1.0
+    is_support: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_sign("weight", self.weight)
@@ -225,6 +231,7 @@ class L2(ArrayFunction):
     """
 
     weight: Any = 1.0
+    is_support: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_sign("weight", self.weight)
@@ -262,6 +269,7 @@ class Linf(ArrayFunction):
     """
 
     weight: Any = 1.0
+    is_support: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_sign("weight", self.weight)

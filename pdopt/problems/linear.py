@@ -11,6 +11,7 @@ import math
 from dataclasses import InitVar
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -77,7 +78,7 @@ class LinearProgram:
 
     def __post_init__(self, dtype: Any, check: bool, allow_low_precision: bool) -> None:
         fields = {name: getattr(self, name) for name in ("c", "A", "row_lower", "row_upper", "lower", "upper", "offset")}
-        dtype = resolve_dtype(fields, dtype, allow_low_precision=allow_low_precision)
+        dtype = resolve_dtype(fields.items(), dtype, allow_low_precision=allow_low_precision)
         A = as_operator(self.A, dtype)
         m, n = A.shape
         defaults = {"lower": -math.inf, "upper": math.inf}
@@ -114,6 +115,11 @@ class LinearProgram:
     def sense(self) -> float:
         """-1 for a maximisation, else 1: user's numbers times `sense` are those of the minimisation."""
         return -1.0 if self.maximise else 1.0
+
+    def pair_shapes(self) -> Pair:
+        """Shapes and dtype of a pair of this problem."""
+        m, n = self.shape
+        return Pair(jax.ShapeDtypeStruct((n,), self.c.dtype), jax.ShapeDtypeStruct((m,), self.c.dtype))
 
     def minimised(self) -> "LinearProgram":
         """The same problem as a minimisation."""

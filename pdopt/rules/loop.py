@@ -7,7 +7,6 @@ and a solve without a listener is a single chunk.
 
 from typing import Any, NamedTuple, Protocol
 
-import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
@@ -147,11 +146,3 @@ def _remember(history: History, found: Optimality, iterations: Any) -> History:
     due = history.seen % stride == 0
     rows = jnp.where(due, rows.at[used].set(row), rows)
     return History(rows, used + due.astype(jnp.int32), stride, history.seen + 1)
-
-
-def compile_count(function: Any) -> int:
-    """How many times a jitted function was compiled (for tests that bound it)."""
-    return function._cache_size()
-
-
-__all__ = ["HISTORY", "Carry", "History", "Method", "advance_until", "begin", "compile_count", "jax"]

@@ -87,11 +87,14 @@ class PrimalWeight:
         gain: in [0, 1]; 0.7 (0.99 makes some nearly degenerate programs diverge).
         integral: weight of the leaky integral, 0.01.
         leak: share of the integral kept, 0.3.
+        bound: omega stays within [1/bound, bound]. On an infeasible program one side grows without end; an unbounded
+            weight would follow it and freeze the other side, and with it the ray.
     """
 
     gain: Any = 0.7
     integral: Any = 0.01
     leak: Any = 0.3
+    bound: Any = 1e5
 
     def init(self, omega: Any) -> Weight:
         """Start from a weight."""
@@ -104,4 +107,5 @@ class PrimalWeight:
         error = jnp.log(jnp.where(moved, dy, 1)) - jnp.log(jnp.where(moved, dx, 1)) - jnp.log(weight.omega)
         total = self.leak * weight.integral + error
         omega = weight.omega * jnp.exp(self.gain * error + self.integral * total)
+        omega = jnp.clip(omega, 1 / self.bound, self.bound)
         return Weight(jnp.where(moved, omega, weight.omega), jnp.where(moved, total, weight.integral))

@@ -69,4 +69,4 @@ class Pace(NamedTuple):
         """
         if rate <= 0 or not math.isfinite(left):
             return iterations
-        return max(1, min(iterations, math.floor(max(left, 0.0) / rate)))
+        return max(1, math.floor(min(iterations, max(left, 0.0) / rate)))

@@ -26,7 +26,8 @@ DEADLINE = 90  # seconds before a child is given up
 WRITER = """
     import sys, jax, jax.numpy as jnp
     from pdopt.runtime.checkpoints import Checkpoints
-    make = jax.jit(lambda k: [jax.random.normal(jax.random.fold_in(jax.random.key(i), k), (500_000,)) for i in range(8)])
+    key = lambda i, k: jax.random.fold_in(jax.random.key(i), k)
+    make = jax.jit(lambda k: [jax.random.normal(key(i, k), (500_000,)) for i in range(8)])
     with Checkpoints(sys.argv[1], identity={"run": 1}) as checkpoints:
         for k in range(1, 10_000):
             state = make(k)
@@ -152,7 +153,7 @@ def test_a_second_run_on_the_folder_is_refused_while_the_first_lives(tmp_path):
         Checkpoints(tmp_path, identity={"run": 2})
     _, err = process.communicate("", timeout=DEADLINE)
     assert process.returncode == 0, err[-2000:]
-    with Checkpoints(tmp_path, identity={"run": 2}):  # given back: no warning
+    with Checkpoints(tmp_path, identity={"run": 2}):  # noqa: SIM117  given back: no warning
         with pytest.raises(CheckpointError, match=f"is in use by process {os.getpid()}"):
             Checkpoints(tmp_path, identity={"run": 2})
     assert (tmp_path / LOCK_NAME).read_text() == ""

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from pdopt.errors import InvalidOption
 from pdopt.runtime.chunks import Pace
 
+DEFAULT = Pace()
 
-def lengths(rate: float, looks: int = 40, pace: Pace = Pace()) -> list[int]:
+
+def lengths(rate: float, looks: int = 40, pace: Pace = DEFAULT) -> list[int]:
     """Chunk lengths on a machine that takes `rate` seconds an iteration."""
     k, out = pace.first, []
     for _ in range(looks):
@@ -26,6 +28,8 @@ def test_doubles_until_a_chunk_is_long_enough():
     assert Pace().next(64, -1.0) == 128
     assert Pace().next(64, math.nan) == 128
     assert Pace().next(0, 0.01) == 2
+    assert Pace().next(2**30, 0.0) == 2**30
+    assert Pace().next(64, math.inf) == 1
 
 
 def test_shortens_what_takes_too_long():
@@ -62,6 +66,7 @@ def test_a_time_limit_shortens_the_last_chunk():
     assert pace.within(1000, 1e-3, 10.0) == 1000
     assert pace.within(1000, 1e-3, -1.0) == 1
     assert pace.within(1000, 0.0, 1.0) == 1000
+    assert pace.within(1000, 5e-324, 1.0) == 1000
     assert pace.within(1000, 1e-3, math.inf) == 1000
 
 

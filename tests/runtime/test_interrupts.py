@@ -29,13 +29,11 @@ def test_the_first_signal_sets_the_flag_and_the_handlers_come_back(number):
 
 def test_the_second_ctrl_c_raises_and_the_handlers_come_back():
     before = [signal.getsignal(s) for s in BOTH]
-    flag = None
-    with pytest.raises(KeyboardInterrupt), stop_flag() as flag:
+    with pytest.raises(KeyboardInterrupt), stop_flag() as flag:  # noqa: PT012
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)  # a launcher may repeat itself
         assert flag.signal == signal.SIGTERM
         signal.raise_signal(signal.SIGINT)
-    assert flag is not None
     assert flag.signal == signal.SIGTERM  # the first reason is kept
     assert [signal.getsignal(s) for s in BOTH] == before
 

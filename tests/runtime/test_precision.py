@@ -139,9 +139,9 @@ def test_a_type_that_is_not_a_float_is_refused(asked):
 
 @pytest.mark.parametrize("value", ["abc", ["a"], np.ones(2, complex), np.array([None]), np.array(["a"]), object(), 1j])
 def test_what_is_not_real_numbers_is_refused(value):
-    with pytest.raises(InvalidProblem, match="^c "):
+    with pytest.raises(InvalidProblem, match=r"^c "):
         resolve_dtype([("c", value)])
-    with pytest.raises(InvalidProblem, match="^c "):
+    with pytest.raises(InvalidProblem, match=r"^c "):
         as_array("c", value, jnp.float32)
 
 

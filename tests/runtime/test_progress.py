@@ -40,13 +40,13 @@ def made(**settings) -> tuple[IterationLog, io.StringIO, Clock]:
 
 
 def test_columns_align_whatever_the_numbers():
-    log, out, clock = made(every=0.0)
+    log, out, _ = made(every=0.0)
     log.start()
     for row in (ROW, {**ROW, "objective": -1e300, "iter": 0}, {"iter": 5}):
         log.update(row)
     log.finish()
     header, *lines = out.getvalue().splitlines()
-    assert header.split("  ")[-1] == " time (s)".strip() or header.endswith("time (s)")
+    assert header.endswith("time (s)")
     assert [c for c in COLUMNS if c in header] == list(COLUMNS)
     assert {len(line) for line in lines} == {len(header)}
     end = header.index("gap") + 3
@@ -77,7 +77,7 @@ def test_lines_are_few_and_the_last_row_is_never_lost():
 
 
 def test_a_row_that_was_kept_is_not_repeated_and_a_log_can_start_again():
-    log, out, clock = made(columns=("iter",))
+    log, out, _ = made(columns=("iter",))
     for _ in range(2):
         log.start()
         log.update({"iter": 1})
@@ -187,6 +187,7 @@ def test_an_empty_table_and_a_wrong_row():
 def test_rich_is_loaded_only_for_a_terminal():
     import subprocess
 
-    code = "import sys, pdopt.runtime.progress, pdopt.runtime.checkpoints; print('rich' in sys.modules, 'orbax' in sys.modules)"
+    code = "import sys, pdopt.runtime.progress as p, pdopt.runtime.checkpoints; "
+    code += "print('rich' in sys.modules, 'orbax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == ["False", "False"]
