@@ -6,7 +6,7 @@ A maximisation is negated on reading (`sense = -1`); integrality is dropped.
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -16,7 +16,7 @@ class LinearData(NamedTuple):
     """`c (n,)`, `A (m, n)` CSR, bounds (infinite where absent), `offset`; `sense` times the value is the file's own."""
 
     c: np.ndarray
-    A: sp.csr_matrix
+    A: Any  # SciPy CSR
     row_lower: np.ndarray
     row_upper: np.ndarray
     lower: np.ndarray
@@ -85,9 +85,9 @@ def read_mps(path: Path) -> LinearData | None:
     if model.hessian_.dim_ > 0:
         return None
     lp = model.lp_
-    highs.ensureColwise()
-    lp = highs.getLp()
     matrix = lp.a_matrix_
+    if matrix.format_ != highspy.MatrixFormat.kColwise:
+        raise ValueError(f"{path.name}: HiGHS returned its matrix by rows")
     A = sp.csc_matrix(
         (np.array(matrix.value_), np.array(matrix.index_), np.array(matrix.start_)), shape=(lp.num_row_, lp.num_col_)
     )

@@ -176,7 +176,7 @@ def _record(
     with np.load(task["answer"]) as file:
         arrays = {name: file[name] for name in file.files}
     if "history" in arrays:
-        record["history"] = arrays["history"].tolist()
+        record["history"] = dict(zip(("iterations", "error"), arrays["history"].T.tolist()))
     return record | verdict(instance, result["status"], arrays, task["tolerance"])
 
 

@@ -63,8 +63,8 @@ def summary(records: list[dict[str, Any]], tolerance: float, time_limit: float, 
         compiled = [r["compile"] for r in done if r["compile"] > 0]
         ratio = cpu[solver] / cpu[baseline] if baseline in cpu else float("nan")
         rows.append([
-            solver, f"{sum(r['outcome'] == 'solved' for r in runs)}", f"{sum(r['outcome'] == 'certified' for r in runs)}",
-            f"{len(runs)}", number(cpu[solver]), number(ratio), number(iterations),
+            solver, *(f"{sum(r['outcome'] == outcome for r in runs)}" for outcome in FINISHED), f"{len(runs)}",
+            number(cpu[solver]), number(ratio), number(iterations),
             number(sum(compiled) / len(compiled) if compiled else 0.0), counts or "none",
         ])  # fmt: skip
     common = len({r["instance"] for r in chosen} - skipped)
@@ -129,7 +129,8 @@ def page(report: Report) -> str:
     )
     body = "\n".join(parts)
     title = html.escape(report.name)
-    return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{style}</style>{body}</html>\n'
+    head = f'<meta charset="utf-8"><title>{title}</title><style>{style}</style>'
+    return f'<!doctype html><html lang="en">{head}{body}</html>\n'
 
 
 def _html(table: Table) -> str:
@@ -146,6 +147,8 @@ def show(report: Report) -> None:
     from rich.table import Table as Grid
 
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=150)  # a file or a pipe has no width of its own
     for table in [*report.tables, claim_table(report.claims)]:
         grid = Grid(title=table.title, title_justify="left")
         for place, column in enumerate(table.columns):

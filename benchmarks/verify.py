@@ -5,8 +5,8 @@
     D      = p(y) + sum_j (l_j [z_j]+ - u_j [-z_j]+) + offset            y = d value / d right-hand side
 
 all l2 (PDLP's numbers). y is first clipped to the signs its row allows, z to those its bounds allow: any such pair is
-a valid dual point, so a wrong sign shows as a residual. Three z are tried, the best kept: (a) every part of `c - A'y` of
-a valid sign; (b) that part, zeroed where the bound is further from x_j than |x_j|; (c) the z that the solver returned.
+a valid dual point, so a wrong sign shows as a residual. Three z are tried, the best kept: (a) every part of `c - A'y`
+of a valid sign; (b) that part, zeroed where the bound is further from x_j than |x_j|; (c) the z that the solver returned.
 """
 
 from typing import NamedTuple

@@ -105,9 +105,9 @@ def infeasible(n: int, seed: int) -> Instance:
 def unbounded(n: int, seed: int) -> Instance:
     """Rows `A x >= b` with A >= 0 and cost `c < 0`: x = (t, ..., t) is feasible for large t and its cost falls."""
     rng = np.random.default_rng(seed)
-    A = sp.random(n // 2, n, density=0.2, random_state=rng) + sp.csr_matrix(np.ones((n // 2, 1))) @ sp.csr_matrix(
-        (np.ones(1), ([0], [0])), shape=(1, n)
-    )
+    A = sp.csr_matrix(rng.random((n // 2, n)) * (rng.random((n // 2, n)) < 0.2)) + sp.csr_matrix(
+        np.ones((n // 2, 1))
+    ) @ sp.csr_matrix((np.ones(1), ([0], [0])), shape=(1, n))
     high = np.full(n // 2, np.inf)
     data = make(-rng.uniform(0.5, 1, n), A, np.ones(n // 2), high, np.zeros(n), np.full(n, np.inf))
     return Instance(f"unbounded-{n}", "generated", data, "dual_infeasible")

@@ -17,12 +17,12 @@ STATUS = {
 
 def model(data: LinearData) -> Any:
     """The data as a HighsLp."""
-    lp = highspy.HighsLp()
+    lp: Any = highspy.HighsLp()
     lp.num_row_, lp.num_col_ = data.A.shape
     lp.col_cost_, lp.offset_ = data.c, data.offset
     lp.col_lower_, lp.col_upper_ = data.lower, data.upper
     lp.row_lower_, lp.row_upper_ = data.row_lower, data.row_upper
-    matrix = data.A.tocsc()
+    matrix: Any = data.A.tocsc()
     lp.a_matrix_.format_ = highspy.MatrixFormat.kColwise
     lp.a_matrix_.start_, lp.a_matrix_.index_, lp.a_matrix_.value_ = matrix.indptr, matrix.indices, matrix.data
     return lp
@@ -47,7 +47,8 @@ def solve(data: LinearData, tolerance: float, limit: float, method: str = "simpl
         return highs
 
     highs, cpu, wall = timed(run)
-    status = STATUS.get(highs.getModelStatus(), highs.modelStatusToString(highs.getModelStatus()))
+    code = highs.getModelStatus()
+    status = STATUS.get(code) or str(highs.modelStatusToString(code))
     info, solution = highs.getInfo(), highs.getSolution()
     counts = {
         "simplex": info.simplex_iteration_count, "ipm": info.ipm_iteration_count, "pdlp": info.pdlp_iteration_count

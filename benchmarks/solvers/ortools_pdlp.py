@@ -18,7 +18,7 @@ STATUS = {
 
 def solve(data: LinearData, tolerance: float, limit: float, presolve: bool = False) -> Answer:
     """Default parameters, without presolve unless asked."""
-    program = pdlp.QuadraticProgram()
+    program: Any = pdlp.QuadraticProgram()
     program.resize_and_initialize(data.A.shape[1], data.A.shape[0])
     program.objective_vector, program.objective_offset = data.c, data.offset
     program.constraint_matrix = data.A.tocsc()
