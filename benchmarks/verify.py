@@ -6,7 +6,7 @@
 
 all l2 (PDLP's numbers). y is first clipped to the signs its row allows, z to those its bounds allow: any such pair is
 a valid dual point, so a wrong sign shows as a residual. Three z are tried, the best kept: (a) every part of `c - A'y`
-of a valid sign; (b) that part, zeroed where the bound is further from x_j than |x_j|; (c) the z that the solver returned.
+of a valid sign; (b) that part, zeroed where the bound is further from x_j than |x_j|; (c) the z the solver returned.
 """
 
 from typing import NamedTuple

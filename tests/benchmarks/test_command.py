@@ -1,0 +1,71 @@
+"""The command, run as a user runs it, on two tiny generated instances with a cheap peer."""
+
+import json
+
+import pytest
+
+from benchmarks import linear
+from benchmarks.__main__ import main
+from benchmarks.claims import Claim
+from benchmarks.harness import Options, run_all
+from benchmarks.instances import linear_instances
+from benchmarks.solvers import SOLVERS, Solver
+
+QUICK = ["linear", "--instances", "tiny", "--peers", "highs-simplex,highs-ipm", "--tolerances", "1e-4"]
+
+
+@pytest.mark.multiprocess
+def test_files_and_exit_code(tmp_path, capsys):
+    assert main([*QUICK, "--output", str(tmp_path), "--strict"]) == 0  # no claim can be judged without pdopt
+    folder = tmp_path / "linear"
+    records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    assert len(records) == 4
+    assert {record["outcome"] for record in records} == {"solved"}
+    assert all(record["machine"]["python"] and record["versions"]["highspy"] for record in records)
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 1  # CPU alone: simplex and interior steps are not compared
+    assert (folder / "profile-cpu-0.0001.json").exists()
+    claims = json.loads((folder / "claims.json").read_text())
+    assert {claim["verdict"] for claim in claims} == {"not judged"}
+    assert "not judged" in capsys.readouterr().out
+
+
+@pytest.mark.multiprocess
+def test_strict_fails_with_a_failed_claim(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(linear, "claims", lambda records, options: [Claim("impossible", 2.0, 1.0, "<=")])
+    assert main([*QUICK, "--output", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["linear"]["claims"][0]["verdict"] == "fails"
+    assert main([*QUICK, "--output", str(tmp_path), "--strict"]) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nothing"], ["--peers", "nobody"], ["--time-limit", "0"], ["--tolerances", "a"]]
+)
+def test_bad_arguments(arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+
+
+def test_list(capsys):
+    assert main(["--list"]) == 0
+    assert "linear" in capsys.readouterr().out
+
+
+def runs(tmp_path, **changes):
+    options = Options(tmp_path, tolerances=(1e-4,), **changes)
+    return run_all(linear_instances(tmp_path, False, 0, "tiny"), ("peer",), options, lambda line: None)
+
+
+@pytest.mark.multiprocess
+def test_budget_spent_is_a_row(tmp_path, monkeypatch):
+    monkeypatch.setitem(SOLVERS, "peer", Solver("highs", {}, ("highspy",)))
+    assert [record["outcome"] for record in runs(tmp_path, budget=0.0)] == ["cut", "cut"]
+
+
+@pytest.mark.multiprocess
+def test_a_child_that_dies_is_a_row(tmp_path, monkeypatch):
+    # The child process reads its own registry, which does not know "peer": it ends before its first task.
+    monkeypatch.setitem(SOLVERS, "peer", Solver("highs", {}, ("highspy",)))
+    assert [record["outcome"] for record in runs(tmp_path)] == ["crash", "crash"]
