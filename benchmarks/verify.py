@@ -91,14 +91,14 @@ def proves_infeasible(data: LinearData, dy: np.ndarray | None, tolerance: float 
     """
     if dy is None or dy.shape != (data.A.shape[0],) or not np.isfinite(dy).all():
         return False
-    dy = _signed(dy, data.row_lower, data.row_upper)
-    z = -(data.A.T @ dy)
-    size = max(np.max(np.abs(dy), initial=0), np.max(np.abs(z), initial=0))
+    y = _signed(dy, data.row_lower, data.row_upper)
+    z = -(data.A.T @ y)
+    size = max(np.max(np.abs(y), initial=0), np.max(np.abs(z), initial=0))
     if size == 0:
         return False
-    dy, z = dy / size, z / size
+    y, z = y / size, z / size
     kept = _signed(z, data.lower, data.upper)
-    parts = (_support(dy, data.row_lower, data.row_upper), _support(kept, data.lower, data.upper))
+    parts = (_support(y, data.row_lower, data.row_upper), _support(kept, data.lower, data.upper))
     q = sum(parts)
     rounding = 1e-12 * sum(abs(part) for part in parts)  # q is a difference: below this it may be rounding alone
     return bool(q > rounding and np.max(np.abs(z - kept), initial=0) <= tolerance * q)
