@@ -47,14 +47,15 @@ def run_all(
     folder.mkdir(parents=True, exist_ok=True)
     for number, instance in enumerate(instances):
         save(instance.data, folder / f"{number}.npz")
-    started, records = time.monotonic(), []
-    for place, solver in enumerate(solvers):
+    # Solvers that compile come last: the others need seconds, and what they leave of the budget goes to the rest.
+    order = sorted(solvers, key=lambda solver: SOLVERS[solver].compiles)
+    started, found = time.monotonic(), {}
+    for place, solver in enumerate(order):
         left = options.budget - (time.monotonic() - started)
-        deadline = time.monotonic() + max(left, 0.0) / (len(solvers) - place)
-        found = _run_solver(solver, instances, options, folder, deadline)
-        records += found
-        say(f"{solver}: " + ", ".join(f"{n} {o}" for o, n in sorted(_count(found).items())))
-    return records
+        deadline = time.monotonic() + max(left, 0.0) / (len(order) - place)
+        found[solver] = _run_solver(solver, instances, options, folder, deadline)
+        say(f"{solver}: " + ", ".join(f"{n} {o}" for o, n in sorted(_count(found[solver]).items())))
+    return [record for solver in solvers for record in found[solver]]
 
 
 def _count(records: list[dict[str, Any]]) -> dict[str, int]:
@@ -83,28 +84,35 @@ def _run_solver(
             break
         order = folder / f"{solver}.json"
         order.write_text(json.dumps({"solver": solver, "tasks": pending}))
-        found, about_child = _run_child(solver, order, options.time_limit, deadline, folder / f"{solver}.log")
+        command = [sys.executable, "-m", "benchmarks.worker", str(order)]
+        compiling = COMPILE_ALLOWANCE if SOLVERS[solver].compiles else 0.0
+        allowed = options.time_limit + GRACE + compiling
+        found, about_child = run_child(command, allowed, deadline, folder / f"{solver}.log")
         about = about or about_child
         results.update(found)
         if "missing" in about_child:
             results.update({task["key"]: {"missing": about_child["missing"]} for task in pending})
             break
-        if not found:  # the child ended before its first task, for a reason that its log holds
+        if (
+            not found and time.monotonic() < deadline
+        ):  # the child ended before its first task, for a reason that its log holds
             results.update({task["key"]: {"crash": "the child process ended early"} for task in pending})
         pending = [task for task in pending if task["key"] not in results]
     return [_record(solver, task, results[task["key"]], instances, about) for task in tasks]
 
 
-def _run_child(
-    solver: str, order: Path, limit: float, deadline: float, log: Path
+def run_child(
+    command: list[str], allowed: float, deadline: float, log: Path
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """One child until it ends, overruns or the deadline passes: results by task, and what it said of itself."""
+    """One child until it ends, overruns `allowed` seconds on a task, or the deadline passes.
+
+    Returns:
+        Results by task key (`overran`, `cut` or `crash` for the one that was under way), and what it said of itself.
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    allowed = limit + GRACE + (COMPILE_ALLOWANCE if SOLVERS[solver].compiles else 0.0)
     with log.open("a") as errors:
         child = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker", str(order)],
-            stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True, env=environment,
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True, env=environment,
             cwd=Path(__file__).resolve().parent.parent,
         )  # fmt: skip
     lines: queue.Queue[str | None] = queue.Queue()
@@ -127,7 +135,11 @@ def _run_child(
                 line = lines.get(timeout=max(min(ends, deadline) - time.monotonic(), 0.0))
             except queue.Empty:
                 if current is not None:
-                    why = {"overran": limit} if time.monotonic() >= ends else {"cut": "time budget of the whole run"}
+                    why = (
+                        {"overran": f"{allowed:g} s with compilation"}
+                        if time.monotonic() >= ends
+                        else {"cut": "time budget of the whole run"}
+                    )
                     results[current] = why
                 break
             if line is None:

@@ -1,13 +1,15 @@
 """The command, run as a user runs it, on two tiny generated instances with a cheap peer."""
 
 import json
+import sys
+import time
 
 import pytest
 
-from benchmarks import linear
+from benchmarks import harness, linear
 from benchmarks.__main__ import main
 from benchmarks.claims import Claim
-from benchmarks.harness import Options, run_all
+from benchmarks.harness import Options, run_all, run_child
 from benchmarks.instances import linear_instances
 from benchmarks.solvers import SOLVERS, Solver
 
@@ -69,3 +71,36 @@ def test_a_child_that_dies_is_a_row(tmp_path, monkeypatch):
     # The child process reads its own registry, which does not know "peer": it ends before its first task.
     monkeypatch.setitem(SOLVERS, "peer", Solver("highs", {}, ("highspy",)))
     assert [record["outcome"] for record in runs(tmp_path)] == ["crash", "crash"]
+
+
+def child(tmp_path, script, allowed=60.0, deadline=60.0):
+    command = [sys.executable, "-c", script]
+    return run_child(command, allowed, time.monotonic() + deadline, tmp_path / "log")[0]
+
+
+HANGS = 'import signal; print(\'{"start": "a"}\', flush=True); signal.pause()'
+
+
+@pytest.mark.multiprocess
+def test_a_child_that_hangs_is_killed(tmp_path):
+    assert "overran" in child(tmp_path, HANGS, allowed=0.1)["a"]
+
+
+@pytest.mark.multiprocess
+def test_the_deadline_of_the_run_cuts_a_task(tmp_path):
+    # The deadline must leave the interpreter time to start, or no task is under way when it passes.
+    assert child(tmp_path, HANGS, deadline=3.0) == {"a": {"cut": "time budget of the whole run"}}
+
+
+@pytest.mark.multiprocess
+def test_a_killed_child_is_a_crash(tmp_path):
+    script = 'import os; print(\'{"start": "a"}\', flush=True); os.abort()'
+    assert child(tmp_path, script)["a"] == {"crash": "the child process ended with code -6"}
+
+
+def test_a_missing_peer_is_a_row(tmp_path, monkeypatch):
+    monkeypatch.setitem(SOLVERS, "peer", Solver("highs", {}, ("highspy",)))
+    monkeypatch.setattr(harness, "run_child", lambda *_: ({}, {"missing": "No module named 'peer'"}))
+    records = runs(tmp_path)
+    assert [record["outcome"] for record in records] == ["not installed", "not installed"]
+    assert records[0]["detail"] == "No module named 'peer'"
