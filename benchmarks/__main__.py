@@ -1,10 +1,11 @@
 """`python -m benchmarks [NAME ...]`: run comparisons, judge them, and write a report each.
 
-Exit codes: 0; 1 a claim fails and `--strict` was given; 2 bad arguments.
+Exit codes: 0; 1 a claim fails and `--strict` was given; 2 bad arguments; 143 terminated.
 """
 
 import argparse
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -87,4 +88,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # A terminated run must unwind, or the child under way would live on in its own process group.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     sys.exit(main())
