@@ -5,6 +5,10 @@
 A maximisation is negated on reading (`sense = -1`); integrality is dropped.
 """
 
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,9 +81,11 @@ def read_mps(path: Path) -> LinearData | None:
     """
     import highspy
 
-    highs = highspy.Highs()
-    highs.silent()
-    if highs.readModel(str(path)) == highspy.HighsStatus.kError:
+    with _output_to_errors():
+        highs = highspy.Highs()
+        highs.silent()
+        status = highs.readModel(str(path))
+    if status == highspy.HighsStatus.kError:
         raise ValueError(f"{path.name} cannot be read as MPS")
     model = highs.getModel()
     if model.hessian_.dim_ > 0:
@@ -96,3 +102,16 @@ def read_mps(path: Path) -> LinearData | None:
         sense * np.array(lp.col_cost_), A, lp.row_lower_, lp.row_upper_, lp.col_lower_, lp.col_upper_,
         sense * lp.offset_, sense,
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _output_to_errors() -> Iterator[None]:
+    """Send descriptor 1 to standard error: HiGHS prints a banner even when silent, and `--json` owns the output."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)

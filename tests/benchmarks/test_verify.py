@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.data import LinearData, load, make, save
+from benchmarks.data import LinearData, load, make, read_mps, save
 from benchmarks.instances.generated import generated, infeasible, known_optimum, unbounded
 from benchmarks.solvers.highs import solve
 from benchmarks.verify import check_point, proves_infeasible, proves_unbounded
@@ -114,3 +114,46 @@ def test_data_survive_their_file(tmp_path):
     assert abs(read.A - data.A).sum() == 0
     for name in ("c", "row_lower", "row_upper", "lower", "upper"):
         np.testing.assert_array_equal(getattr(read, name), getattr(data, name))
+
+
+def test_reading_drops_integrality_and_negates_maximisation(tmp_path):
+    text = """NAME test
+OBJSENSE
+    MAX
+ROWS
+ N cost
+ L row
+COLUMNS
+    MARKER 'MARKER' 'INTORG'
+    x cost 2 row 1
+    MARKER 'MARKER' 'INTEND'
+RHS
+    rhs row 1.5
+BOUNDS
+ UP bnd x 10
+ENDATA
+"""
+    path = tmp_path / "test.mps"
+    path.write_text(text)
+    data = read_mps(path)
+    assert data is not None
+    assert (data.c.tolist(), data.sense, data.row_upper.tolist(), data.upper.tolist()) == ([-2.0], -1.0, [1.5], [10.0])
+    answer = solve(data, 1e-8, 10.0)
+    found = check_point(data, answer.x, answer.y, answer.z)
+    assert found.objective == pytest.approx(-3.0)
+    assert found.passes(1e-8)
+    assert answer.y[0] == pytest.approx(-2.0)  # the minimum of -2x falls by 2 when the row is loosened by 1
+
+
+def test_unreadable_file_is_named(tmp_path):
+    path = tmp_path / "broken.mps"
+    path.write_text("not a model")
+    with pytest.raises(ValueError, match=r"broken.mps cannot be read"):
+        read_mps(path)
+
+
+def test_nothing_on_standard_output(tmp_path, capfd):
+    path = tmp_path / "tiny.mps"
+    path.write_text("NAME t\nROWS\n N cost\n G row\nCOLUMNS\n x cost 1 row 1\nRHS\n rhs row 1\nENDATA\n")
+    assert read_mps(path) is not None
+    assert capfd.readouterr().out == ""
