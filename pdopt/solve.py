@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-
 from pdopt.errors import InvalidOption, InvalidProblem, UnsupportedProblem, require_range
 from pdopt.methods.pdhg import PDHG
 from pdopt.problems.linear import LinearProgram
@@ -32,7 +31,9 @@ def default_method(problem: Any) -> Any:
     Raises:
         UnsupportedProblem: not a problem of this library.
     """
-    raise UnsupportedProblem(f"problem has type {type(problem).__name__}; expected a pdopt problem (LinearProgram, ...)")
+    raise UnsupportedProblem(
+        f"problem has type {type(problem).__name__}; expected a pdopt problem (LinearProgram, ...)"
+    )
 
 
 @default_method.register
@@ -86,9 +87,7 @@ def solve(
         return _solve(problem, method, checked_start(problem, start), *options, gradient, history)
 
 
-def checked_options(
-    problem: Any, tolerance: Any, max_iterations: Any, gradient: str, history: int
-) -> tuple[Any, Any]:
+def checked_options(problem: Any, tolerance: Any, max_iterations: Any, gradient: str, history: int) -> tuple[Any, Any]:
     """Tolerance and iteration limit as arrays of the right type, after validation."""
     dtype = floating_type(problem)
     wide = dtype == np.float64
@@ -123,7 +122,9 @@ def checked_start(problem: Any, start: Any) -> Pair | None:
     shapes = problem.pair_shapes()
     for name, given, like in zip(("start.x", "start.y"), pair, shapes):
         if jax.tree.structure(given) != jax.tree.structure(like):
-            raise InvalidProblem(f"{name} has structure {jax.tree.structure(given)}; expected {jax.tree.structure(like)}")
+            raise InvalidProblem(
+                f"{name} has structure {jax.tree.structure(given)}; expected {jax.tree.structure(like)}"
+            )
         for leaf, shape in zip(jax.tree.leaves(given), jax.tree.leaves(like)):
             if np.shape(leaf) != shape.shape:
                 raise InvalidProblem(f"{name} has shape {np.shape(leaf)}; expected {shape.shape}")
@@ -162,9 +163,7 @@ def finish(problem: Any, carry: Carry) -> Solution:
 
 
 @partial(jax.jit, static_argnames=("gradient", "history"))
-def _solve(
-    problem: Any, method: Any, start: Any, tolerance: Any, limit: Any, gradient: str, history: int
-) -> Solution:
+def _solve(problem: Any, method: Any, start: Any, tolerance: Any, limit: Any, gradient: str, history: int) -> Solution:
     still = jax.lax.stop_gradient((problem, method, start, tolerance))
     judge, view, carry = prepare(*still, history)
     carry = advance_until(judge, view, method, carry, limit, still[3], limit)
@@ -175,5 +174,3 @@ def _solve(
     objective = envelope(solution.objective, value)
     floats = [leaf for leaf in jax.tree.leaves(problem) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     return solution.replace(objective=objective, pair=guard(solution.pair, floats))
-
-

@@ -95,7 +95,11 @@ def as_operator(matrix: Any, dtype: Any) -> Any:
 
     if isinstance(matrix, Operator) and not isinstance(matrix, (np.ndarray, jax.Array)):
         return matrix
-    if hasattr(matrix, "indices") and hasattr(matrix, "todense") and isinstance(getattr(matrix, "data", None), jax.Array):
+    if (
+        hasattr(matrix, "indices")
+        and hasattr(matrix, "todense")
+        and isinstance(getattr(matrix, "data", None), jax.Array)
+    ):
         index = np.asarray(matrix.indices)
         matrix = sp.coo_matrix((np.asarray(matrix.data), (index[:, 0], index[:, 1])), shape=matrix.shape)
     if sp.issparse(matrix):

@@ -77,7 +77,9 @@ class LinearProgram:
     allow_low_precision: InitVar[bool] = False
 
     def __post_init__(self, dtype: Any, check: bool, allow_low_precision: bool) -> None:
-        fields = {name: getattr(self, name) for name in ("c", "A", "row_lower", "row_upper", "lower", "upper", "offset")}
+        fields = {
+            name: getattr(self, name) for name in ("c", "A", "row_lower", "row_upper", "lower", "upper", "offset")
+        }
         dtype = resolve_dtype(fields.items(), dtype, allow_low_precision=allow_low_precision)
         A = as_operator(self.A, dtype)
         m, n = A.shape

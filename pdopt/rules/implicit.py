@@ -20,7 +20,9 @@ GRADIENTS = ("implicit", "none")
 _refused = Primitive("pdopt_no_derivative")
 _refused.def_abstract_eval(lambda tangent: tangent)
 _refused.def_impl(lambda tangent: jnp.full_like(tangent, jnp.nan))
-mlir.register_lowering(_refused, mlir.lower_fun(lambda tangent: jnp.full_like(tangent, jnp.nan), multiple_results=False))
+mlir.register_lowering(
+    _refused, mlir.lower_fun(lambda tangent: jnp.full_like(tangent, jnp.nan), multiple_results=False)
+)
 batching.primitive_batchers[_refused] = lambda args, axes: (_refused.bind(*args), axes[0])
 
 

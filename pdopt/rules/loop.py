@@ -78,9 +78,7 @@ def begin(judge: Any, view: Any, method: Any, start: Pair, tolerance: Any, histo
     return Carry(state, pair, optimality, status, jnp.int32(0), optax.tree.zeros_like(pair), table)
 
 
-def advance_until(
-    judge: Any, view: Any, method: Any, carry: Carry, until: Any, tolerance: Any, limit: Any
-) -> Carry:
+def advance_until(judge: Any, view: Any, method: Any, carry: Carry, until: Any, tolerance: Any, limit: Any) -> Carry:
     """Run blocks until a status is reached, or `until` iterations (the host wants to look), or `limit` (a status)."""
 
     def running(carry: Carry) -> Any:
