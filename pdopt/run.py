@@ -2,7 +2,7 @@
 
     carry_0 = begin(problem, start);    carry_{j+1} = advance_until(carry_j, until_j);    until_{j+1} by the clock
 
-Between chunks the host looks at a handful of scalars: it reports progress, saves, and stops at a time limit or a signal.
+Between chunks the host looks at a handful of scalars: it reports progress, saves, stops at a time limit or a signal.
 `until` is traced, so chunks of any length share one compilation, and a chunk ends only where the loop would check
 anyway: how a run is cut into chunks changes no bit of its answer, and neither does saving it and going on later.
 """
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from pdopt.errors import CheckpointError, InvalidOption, InvalidProblem, require_range
 from pdopt.rules.loop import Carry, advance_until
@@ -33,6 +34,7 @@ from pdopt.types import Pair, Solution, Status
 
 FORMAT = 1  # of the carry in a checkpoint; another layout of it needs another number
 CHECKPOINT_EVERY = 60.0
+PACE = Pace()
 
 
 class Seconds(NamedTuple):
@@ -67,8 +69,9 @@ def run(
     """Solve one problem with the host in the loop: progress, time limit, Ctrl-C, checkpoints.
 
     The same iterations as `solve`, to the last bit, when nothing stops them earlier. The result is a constant (no
-    gradient); inside `jit`, `grad` and `vmap`, and for batches, use `solve`. Ctrl-C or SIGTERM end the run with the best
-    pair and status INTERRUPTED; a second Ctrl-C raises. What float32 can reach: see `solve`.
+    gradient); inside `jit`, `grad` and `vmap`, and for batches, use `solve`. Ctrl-C or SIGTERM end the run with the
+    best pair and status INTERRUPTED; a second Ctrl-C raises. What float32 can reach: see `solve`. For one process: in
+    a distributed run the clocks of the processes would cut the run in different places.
 
     Args:
         problem: one problem, not a batch.
@@ -124,13 +127,13 @@ def timed_run(
     checkpoint_every: float = CHECKPOINT_EVERY,
     resume: bool = False,
     history: int = 0,
-    pace: Pace = Pace(),
+    pace: Pace = PACE,
     clock: Callable[[], float] = time.monotonic,
 ) -> Report:
     """`run`, with its seconds and the signal that stopped it; `pace` and `clock` for programs that own their time."""
     began = clock()
     method = default_method(problem) if method is None else method
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((problem, method, start))):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((problem, method, start))):
         raise InvalidProblem("run drives its loop from the host and cannot be traced: use pdopt.solve in jit and grad")
     limit_s = np.inf if time_limit is None else time_limit
     require_range("time_limit", limit_s, 0.0, open_low=True)
@@ -152,9 +155,7 @@ def timed_run(
 class _Program:
     """The three compiled programs of a run: first carry, chunk, solution. Their options are bound, not compiled in."""
 
-    def __init__(
-        self, problem: Any, method: Any, start: Pair | None, tolerance: Any, limit: Any, history: int
-    ) -> None:
+    def __init__(self, problem: Any, method: Any, start: Pair | None, tolerance: Any, limit: Any, history: int) -> None:
         self.problem, self.method, self.tolerance, self.limit = problem, method, tolerance, limit
         self._given = (problem, method, start, tolerance, history)
         self._judge, self._view, self.template = jax.eval_shape(partial(_begin, history=history), *self._given[:4])
@@ -163,9 +164,7 @@ class _Program:
         """Compile all three; the calls that follow find the programs made."""
         _begin.lower(*self._given).compile()
         count = jax.ShapeDtypeStruct((), np.int32)
-        _chunk.lower(
-            self._judge, self._view, self.method, self.template, count, self.tolerance, self.limit
-        ).compile()
+        _chunk.lower(self._judge, self._view, self.method, self.template, count, self.tolerance, self.limit).compile()
         _finish.lower(self.problem, self.template).compile()
 
     def begin(self) -> Carry:

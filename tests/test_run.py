@@ -66,7 +66,7 @@ class Listener:
 
 def ticking(step):
     """A clock that moves `step` seconds at each look."""
-    return map(lambda k: k * step, itertools.count()).__next__
+    return (k * step for k in itertools.count()).__next__
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +274,7 @@ def test_batches_and_traced_problems_are_sent_to_solve(lp):
         batch = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), lp)
     with pytest.raises(InvalidProblem, match=r"one problem, use jax.vmap\(pdopt.solve\)"):
         run(batch)
-    with pytest.raises(InvalidProblem, match="cannot be traced: use pdopt.solve"):
+    with pytest.raises(InvalidProblem, match=r"cannot be traced: use pdopt\.solve"):
         jax.jit(run)(lp)
     with pytest.raises(UnsupportedProblem):
         run(object())

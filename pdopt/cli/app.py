@@ -11,21 +11,21 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, cast
 
 import typer
 from typer.main import get_command
 
-from pdopt.cli.outcomes import INTERNAL, REFUSED, Outcome, Terminated, exit_code, sigterm_raises, versions
+from pdopt.cli.outcomes import INTERNAL, REFUSED, Outcome, Stopped, exit_code, sigterm_raises, stoppable, versions
 from pdopt.cli.solve import solve
 from pdopt.errors import PdoptError
 from pdopt.runtime.cache import enable_compilation_cache, set_cpu_flags
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
-app.command()(solve)
+app.command()(stoppable(solve))
 
-# typer's own name for this class moved between releases; its place above `BadParameter` did not.
-_UsageError = typer.BadParameter.__mro__[2]
+# The base of everything that parsing refuses: its module moved between releases of typer, its place here did not.
+_UsageError = cast(type[Exception], typer.BadParameter.__mro__[2])
 
 
 def _show_version(asked: bool) -> None:
@@ -43,7 +43,7 @@ def _root(
     """Constrained optimisation by primal-dual methods.
 
     Exit codes: 0 solved, 1 internal error, 2 bad arguments or input, 3 limit reached, 4 infeasible or unbounded,
-    5 numerical error, 130 interrupted, 143 terminated.
+    5 numerical error, 130 interrupted, 143 terminated. PDOPT_TRACEBACK=1 shows the traceback of an error.
     """
 
 
@@ -80,28 +80,38 @@ def execute(arguments: Sequence[str], startup: Callable[[], Any] = lambda: None)
         with sigterm_raises(), warnings.catch_warnings():
             _say_warnings(outcome)
             done = get_command(app).main(list(arguments), prog_name="pdopt", obj=session, standalone_mode=False)
-        if done is not outcome:  # --help and --version have said all there is
-            return int(done or 0)
+        if not done:  # --help and --version have said all there is
+            return 0
+        if done is not outcome:
+            outcome.fail(int(done), f"stopped with exit code {done}")
     except _UsageError as error:
         outcome.fail(REFUSED, error.format_message(), error)  # pyright: ignore[reportAttributeAccessIssue]
     except PdoptError as error:
         outcome.fail(REFUSED, str(error), error)
         _show_traceback()
-    except (KeyboardInterrupt, typer.Abort):
-        outcome.fail(exit_code("interrupted", 2), "stopped by the user; nothing was saved", status="interrupted")
-    except Terminated:
-        outcome.fail(exit_code("interrupted", 15), "stopped by SIGTERM; nothing was saved", status="interrupted")
+    except (Stopped, KeyboardInterrupt) as error:
+        number = error.signal if isinstance(error, Stopped) else 2
+        outcome.fail(exit_code("interrupted", number), f"{error}; nothing was saved", error, "interrupted")
     except Exception as error:  # the last line of defence: said in one line, with the way to the whole story
         shown = _show_traceback()
         hint = "" if shown else " (PDOPT_TRACEBACK=1 shows the traceback)"
         outcome.fail(INTERNAL, f"internal error, {type(error).__name__}: {error}{hint}", error)
-    if as_json:
-        print(outcome.as_json(), flush=True)
-    if outcome.error is not None or not outcome.iterations and outcome.status == "interrupted":
+    if outcome.status == "error" or outcome.error is not None:
         print(f"pdopt: {outcome.message}", file=sys.stderr, flush=True)
-    elif not as_json:
-        print(outcome.summary(), flush=True)
+    if as_json:
+        _print(outcome.as_json())
+    elif outcome.iterations is not None:
+        _print(outcome.summary())
     return outcome.code
+
+
+def _print(text: str) -> None:
+    """Write to standard output; a reader that has gone away (`| head`) is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python flushes the stream once more as it ends, and would complain then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _show_traceback() -> bool:

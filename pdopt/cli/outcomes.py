@@ -8,14 +8,16 @@ import json
 import math
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import wraps
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from pdopt.runtime.progress import format_number, render_table
 
+Command = TypeVar("Command", bound=Callable[..., Any])
 INTERNAL, REFUSED = 1, 2
 EXIT_CODES = {
     "optimal": 0,
@@ -33,19 +35,36 @@ EXIT_CODES = {
 }
 
 
-class Terminated(BaseException):
-    """SIGTERM outside of a solve, where there is nothing to save."""
+class Stopped(BaseException):
+    """A signal (its number is `signal`) outside of a solve, where there is nothing to save."""
+
+    def __init__(self, number: int) -> None:
+        self.signal = number
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+
+
+def stoppable(command: Command) -> Command:
+    """The command, with a Ctrl-C as `Stopped`: typer would turn KeyboardInterrupt into a bare exit code."""
+
+    @wraps(command)
+    def inner(*arguments: Any, **options: Any) -> Any:
+        try:
+            return command(*arguments, **options)
+        except KeyboardInterrupt:
+            raise Stopped(signal.SIGINT) from None
+
+    return cast(Command, inner)
 
 
 @contextmanager
 def sigterm_raises() -> Iterator[None]:
-    """Make SIGTERM raise `Terminated` for the length of a block (main thread only), as SIGINT raises by itself."""
+    """Make SIGTERM raise `Stopped` for the length of a block (main thread only), as SIGINT raises by itself."""
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is None:
         yield
         return
 
     def seen(number: int, frame: FrameType | None) -> None:
-        raise Terminated
+        raise Stopped(number)
 
     before = signal.signal(signal.SIGTERM, seen)
     try:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pdopt.cli.outcomes import Outcome, exit_code
+from pdopt.cli.outcomes import INTERNAL, Outcome, exit_code
 from pdopt.errors import InvalidOption, unknown_name
 
 METHODS = ("pdhg", "pdhg-constant", "pdhg-averaged")
@@ -29,9 +29,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard 
 SolutionFile = Annotated[
     Path | None, typer.Option("--solution", help="Write x, y and reduced costs here; .json or text.")
 ]
-Checkpoint = Annotated[
-    Path | None, typer.Option(help="Folder for the state, saved every minute and at the end.")
-]
+Checkpoint = Annotated[Path | None, typer.Option(help="Folder for the state, saved every minute and at the end.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest state in --checkpoint.")]
 History = Annotated[Path | None, typer.Option(help="Write the residuals of the checks here, as CSV.")]
 Plot = Annotated[Path | None, typer.Option(help="Draw them here (.png, .pdf, .svg), with the CSV beside it.")]
@@ -92,21 +90,35 @@ def solve(
     _judge(outcome, model, report)
     if checkpoint is not None and not report.solution.reason.converged:
         outcome.message += f" To go on: --checkpoint {checkpoint} --resume."
+    try:
+        _write(outcome, model, report.solution, solution, history, plot)
+    except OSError as error:  # the numbers are in hand: they are shown, with what went wrong
+        outcome.fail(INTERNAL, f"{error.filename or 'a file'} cannot be written: {error.strerror or error}", error)
+    return outcome
+
+
+def _write(
+    outcome: Outcome, model: Any, found: Any, solution: Path | None, history: Path | None, plot: Path | None
+) -> None:
+    """The files that were asked for."""
     if solution is not None:
         from pdopt.problems.solution_file import write_solution
 
-        write_solution(solution, model, report.solution)
+        write_solution(solution, model, found)
         outcome.files["solution"] = str(solution)
-    if history is not None or plot is not None:
-        from pdopt.cli.history import draw, write_rows
+    if history is None and plot is None:
+        return
+    from pdopt.cli.history import draw, write_rows
 
-        for path in {history, plot and plot.with_suffix(".csv")} - {None}:
-            write_rows(path, report.solution.history)
-            outcome.files["history"] = str(path)
-        if plot is not None:
-            draw(plot, report.solution.history, outcome.tolerance, f"{model.name}, {method}")
-            outcome.files["plot"] = str(plot)
-    return outcome
+    if history is not None:
+        write_rows(history, found.history)
+        outcome.files["history"] = str(history)
+    if plot is not None:
+        draw(plot, found.history, outcome.tolerance or 0.0, f"{model.name}, {outcome.method}")
+        outcome.files["plot"] = str(plot)
+        data = plot.with_suffix(".csv")
+        write_rows(data, found.history)
+        outcome.files["data of the plot"] = str(data)
 
 
 def _check_choice(option: str, value: str, known: tuple[str, ...]) -> None:
