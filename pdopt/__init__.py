@@ -62,7 +62,12 @@ __all__ = [
 ]
 
 
+_FOLDERS = ("errors", "geometry", "methods", "operators", "problems", "rules", "runtime", "types")
+
+
 def __getattr__(name: str) -> Any:
+    if name in _FOLDERS:
+        return importlib.import_module(f"pdopt.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'pdopt' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"pdopt.{_HOMES[name]}"), name)
@@ -71,7 +76,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *_HOMES, *_FOLDERS})
 
 
 class _Package(ModuleType):

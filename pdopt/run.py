@@ -7,12 +7,11 @@ Between chunks the host looks at a handful of scalars: it reports progress, save
 anyway: how a run is cut into chunks changes no bit of its answer, and neither does saving it and going on later.
 """
 
-import dataclasses
 import os
+import shutil
+import sys
 import time
-import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,18 +20,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from pdopt.errors import CheckpointError, InvalidOption, InvalidProblem, require_range
+from pdopt.errors import InvalidOption, InvalidProblem, require_range
 from pdopt.rules.loop import Carry, advance_until
-from pdopt.runtime.checkpoints import Checkpoints, library_versions
 from pdopt.runtime.chunks import Pace
-from pdopt.runtime.fingerprint import digest
 from pdopt.runtime.interrupts import StopFlag, stop_flag
 from pdopt.runtime.precision import precision_scope
-from pdopt.runtime.progress import IterationLog, Progress, Silent
+from pdopt.runtime.progress import COLUMNS, IterationLog, Progress, Silent
+from pdopt.saving import Saver, open_folder
 from pdopt.solve import checked_options, checked_start, default_method, finish, prepare
 from pdopt.types import Pair, Solution, Status
 
-FORMAT = 1  # of the carry in a checkpoint; another layout of it needs another number
 CHECKPOINT_EVERY = 60.0
 PACE = Pace()
 
@@ -146,8 +143,8 @@ def timed_run(
         _require_single(problem)
         program = _Program(problem, method, checked_start(problem, start), tolerance, limit, history)
         listener = _listener(progress)
-        with _open(checkpoint, problem, method, resume) as folder, stop_flag() as flag:
-            saver = _Saver(folder, checkpoint_every, clock) if isinstance(folder, Checkpoints) else None
+        with open_folder(checkpoint, problem, method, resume) as folder, stop_flag() as flag:
+            saver = None if folder is None else Saver(folder, checkpoint_every, clock)
             drive = _Drive(program, listener, saver, flag, pace, clock, began, limit_s)
             return drive.report(resume)
 
@@ -228,7 +225,7 @@ class _Drive:
     """The host's loop around the chunks."""
 
     def __init__(
-        self, program: _Program, listener: Progress, saver: "_Saver | None", flag: StopFlag, pace: Pace,
+        self, program: _Program, listener: Progress, saver: Saver | None, flag: StopFlag, pace: Pace,
         clock: Callable[[], float], began: float, limit_s: float,
     ) -> None:  # fmt: skip
         self.program, self.listener, self.saver, self.flag = program, listener, saver, flag
@@ -300,76 +297,6 @@ class _Drive:
         })  # fmt: skip
 
 
-class _Saver:
-    """When the carry is saved: every so many seconds, and at the end."""
-
-    def __init__(self, folder: Checkpoints, every: float, clock: Callable[[], float]) -> None:
-        self.folder, self.every, self.clock = folder, every, clock
-        self.last, self.step = clock(), -1
-
-    def restore(self, template: Carry) -> Carry | None:
-        """The newest whole carry, None (with a warning) where there is none."""
-        if self.folder.latest() is None:
-            message = f"{self.folder.folder} holds no checkpoint: the run begins at the start"
-            warnings.warn(message, RuntimeWarning, stacklevel=5)
-            return None
-        found = self.folder.restore(template)
-        self.step = found.step
-        return found.state
-
-    def look(self, carry: Carry, now: float) -> None:
-        """Save if it is time to; the write goes on beside the next chunk."""
-        if now - self.last >= self.every:
-            self.last = now
-            self.save(carry)
-
-    def end(self, carry: Carry) -> None:
-        """Save the last carry and wait for the disk; a failure is a warning, since the solution is in hand."""
-        self.save(carry)
-        self.folder.close(quiet=True)
-
-    def save(self, carry: Carry) -> None:
-        """Save, unless this very iteration is saved already."""
-        step = int(carry.iterations)
-        if step > self.step and self.folder.save(step, carry):
-            self.step = step
-
-
-def _open(checkpoint: Any, problem: Any, method: Any, resume: bool) -> AbstractContextManager[Any]:
-    """The checkpoints of this run, or a context that holds nothing.
-
-    Raises:
-        CheckpointError: the folder holds checkpoints and nobody asked to resume.
-    """
-    if checkpoint is None:
-        return nullcontext()
-    identity = {"format": FORMAT, "problem": digest(problem), "method": settings(method), **library_versions()}
-    folder = Checkpoints(checkpoint, identity=identity)
-    if not resume and folder.latest() is not None:
-        step = folder.latest()
-        folder.close(quiet=True)
-        raise CheckpointError(
-            f"{folder.folder} already holds a checkpoint (step {step}): resume from it, or choose an empty folder"
-        )
-    return folder
-
-
-def settings(method: Any) -> Any:
-    """A method's settings as JSON: nested records by field, arrays as lists, what is neither by its `repr`.
-
-    Example:
-        >>> from pdopt.rules.acceleration import Halpern
-        >>> settings(Halpern(0.5))
-        {'type': 'Halpern', 'reflection': 0.5}
-    """
-    if dataclasses.is_dataclass(method):
-        fields = {f.name: settings(getattr(method, f.name)) for f in dataclasses.fields(method)}
-        return {"type": type(method).__name__, **fields}
-    if hasattr(method, "dtype"):
-        return np.asarray(method).tolist()
-    return method if isinstance(method, bool | int | float | str | None) else repr(method)
-
-
 def _require_single(problem: Any) -> None:
     """Refuse a batch: the constructors make single problems, so extra axes come from stacking or from `vmap`."""
     leaves = {name: np.ndim(getattr(problem, name)) for name in ("offset", "c") if hasattr(problem, name)}
@@ -382,10 +309,26 @@ def _require_single(problem: Any) -> None:
             )
 
 
+def log_columns(width: int) -> tuple[str, ...]:
+    """The columns of the iteration log that fit on lines of `width` characters.
+
+    Example:
+        >>> "dual objective" in log_columns(120), "dual objective" in log_columns(80)
+        (True, False)
+    """
+    names = tuple(name for name in COLUMNS if name != "step")  # a method's own matter, and not every method has one
+    full = sum(max(size, len(name)) for name, (size, _) in COLUMNS.items() if name in names) + 2 * (len(names) - 1)
+    return names if width >= full else tuple(name for name in names if name != "dual objective")
+
+
+def iteration_log() -> IterationLog:
+    """The log of `progress=True`, as wide as the terminal allows; one that goes to a file has no width."""
+    return IterationLog(columns=log_columns(shutil.get_terminal_size().columns if sys.stderr.isatty() else 1000))
+
+
 def _listener(progress: bool | Progress) -> Progress:
     if isinstance(progress, bool):
-        columns = ("iter", "objective", "dual objective", "gap", "primal residual", "dual residual", "time")
-        return IterationLog(columns=columns) if progress else Silent()
+        return iteration_log() if progress else Silent()
     if not all(hasattr(progress, verb) for verb in ("start", "update", "finish")):
         raise InvalidOption(f"progress has type {type(progress).__name__}; expected a bool or a Progress")
     return progress

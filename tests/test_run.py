@@ -15,7 +15,7 @@ from pdopt.errors import CheckpointError, InvalidOption, InvalidProblem, Unsuppo
 from pdopt.methods.pdhg import PDHG
 from pdopt.problems.linear import LinearProgram
 from pdopt.rules.acceleration import Halpern
-from pdopt.run import _chunk, run, settings, timed_run
+from pdopt.run import _chunk, run, timed_run
 from pdopt.runtime.chunks import Pace
 from pdopt.runtime.precision import precision_scope
 from pdopt.runtime.progress import IterationLog
@@ -278,13 +278,6 @@ def test_batches_and_traced_problems_are_sent_to_solve(lp):
         jax.jit(run)(lp)
     with pytest.raises(UnsupportedProblem):
         run(object())
-
-
-def test_settings_are_json():
-    found = settings(PDHG(every=32))
-    assert (found["type"], found["every"], found["acceleration"]["type"]) == ("PDHG", 32, "Halpern")
-    assert settings(jnp.arange(2)) == [0, 1]
-    assert settings(len) == repr(len)
 
 
 @pytest.mark.parametrize("pace", [Pace(first=0), Pace(least=1.0, most=1.0)])

@@ -12,6 +12,7 @@ import typer
 
 from pdopt.cli.outcomes import INTERNAL, Outcome, exit_code
 from pdopt.errors import InvalidOption, unknown_name
+from pdopt.runtime.progress import Progress
 
 METHODS = ("pdhg", "pdhg-constant", "pdhg-averaged")
 DTYPES = ("float64", "float32")
@@ -66,7 +67,7 @@ def solve(
 
     ctx.obj.startup()
     from pdopt.problems.mps import read_model
-    from pdopt.run import timed_run
+    from pdopt.run import iteration_log, timed_run
 
     before = time.monotonic()
     model = read_model(file, dtype=dtype)
@@ -79,7 +80,7 @@ def solve(
         tolerance=tolerance,
         max_iterations=max_iterations,
         time_limit=time_limit,
-        progress=not quiet,
+        progress=False if quiet else iteration_log() if json else Unsaid(iteration_log()),
         checkpoint=checkpoint,
         resume=resume,
         history=HISTORY_ROWS if history or plot else 0,
@@ -119,6 +120,17 @@ def _write(
         data = plot.with_suffix(".csv")
         write_rows(data, found.history)
         outcome.files["data of the plot"] = str(data)
+
+
+class Unsaid:
+    """A progress without its last sentence, for where the summary says it."""
+
+    def __init__(self, listener: Progress) -> None:
+        self.start, self.update, self._finish = listener.start, listener.update, listener.finish
+
+    def finish(self, summary: str = "") -> None:
+        """Finish without the sentence."""
+        self._finish("")
 
 
 def _check_choice(option: str, value: str, known: tuple[str, ...]) -> None:
