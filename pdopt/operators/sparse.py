@@ -112,6 +112,10 @@ class Sparse:
         """All stored values, to look at (finite, largest)."""
         return self.values
 
+    def astype(self, dtype: Any) -> "Sparse":
+        """The same matrix in another floating dtype."""
+        return self if self.dtype == dtype else _with_values(self, as_array("A", self.values, dtype))
+
     def matvec(self, x: Any) -> Any:
         """`A x` from the entries as they stand: quick to compile, for a product now and then."""
         return jax.ops.segment_sum(self.values * x[self.column], self.row, self.shape[0], indices_are_sorted=True)
