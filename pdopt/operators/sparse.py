@@ -112,6 +112,10 @@ class Sparse:
         """All stored values, to look at (finite, largest)."""
         return self.values
 
+    def place(self, entry: int) -> tuple[int, int]:
+        """Row and column of a stored entry, for messages."""
+        return int(self.row[entry]), int(self.column[entry])
+
     def astype(self, dtype: Any) -> "Sparse":
         """The same matrix in another floating dtype."""
         return self if self.dtype == dtype else _with_values(self, as_array("A", self.values, dtype))

@@ -105,7 +105,7 @@ class LinearProgram:
             check_finite("c", self.c)
             check_finite("offset", self.offset)
             if hasattr(A, "entries"):
-                check_finite("A", A.entries)
+                check_finite("A", A.entries, getattr(A, "place", None))
             check_bounds("row_lower", self.row_lower, "row_upper", self.row_upper)
             check_bounds("lower", self.lower, "upper", self.upper)
 

@@ -92,8 +92,8 @@ def test_ordered_products_equal_scipy_after_the_round_trip(name):
         fast, rows, columns = sparse(matrix).ordered()
         np.testing.assert_array_equal(columns.back(columns.put(jnp.asarray(x))), x)
         np.testing.assert_array_equal(rows.put(rows.back(jnp.asarray(y))), y)
-        forward = np.asarray(rows.back(fast.matvec(columns.put(jnp.asarray(x)))))
-        backward = np.asarray(columns.back(fast.rmatvec(rows.put(jnp.asarray(y)))))
+        both = jax.jit(lambda x, y: (rows.back(fast.matvec(columns.put(x))), columns.back(fast.rmatvec(rows.put(y)))))
+        forward, backward = (np.asarray(v) for v in both(jnp.asarray(x), jnp.asarray(y)))
     assert np.all(abs(forward - matrix @ x) <= bound(matrix, x, np.float64))
     assert np.all(abs(backward - matrix.T @ y) <= bound(matrix.T, y, np.float64))
 
@@ -108,14 +108,12 @@ def test_adjoint(name):
     assert abs(error) <= 1e-14 * (1 + abs(y) @ (abs(matrix) @ abs(x)))
 
 
-@EACH
+@pytest.mark.parametrize("name", [name for name, A in MATRICES.items() if A.shape[0] * A.shape[1] <= 50_000])
 @pytest.mark.parametrize("kind", KINDS)
 def test_norms_and_scaling_equal_numpy(name, kind):
     matrix = MATRICES[name]
     m, n = matrix.shape
-    dense = matrix.toarray() if m * n <= 50_000 else None
-    if dense is None:
-        pytest.skip("the dense twin of this one is large; its rows are covered by `wide`")
+    dense = matrix.toarray()
     rng = np.random.default_rng(5)
     row, column = rng.uniform(0.5, 2, m), rng.uniform(0.5, 2, n)
     with jax.enable_x64(True):
@@ -188,7 +186,8 @@ def test_gradients_equal_finite_differences(way):
             return jnp.sum(jnp.sin(A.matvec(columns.put(x)))) + jnp.sum(jnp.cos(A.rmatvec(rows.put(y))))
 
         at = (base.entries, jnp.asarray(x), jnp.asarray(y))
-        grads = jax.grad(value, argnums=(0, 1, 2))(*at)
+        grads = jax.jit(jax.grad(value, argnums=(0, 1, 2)))(*at)
+        value = jax.jit(value)
         rng = np.random.default_rng(6)
         for k, grad in enumerate(grads):
             d = jnp.asarray(rng.normal(size=grad.shape))
@@ -209,7 +208,7 @@ def test_duplicates_are_summed_zeros_dropped_and_order_does_not_matter():
         assert_products(A, sp.csr_matrix(dense), np.float64)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_any_order_of_any_entries_is_the_same_matrix(seed):
     rng = np.random.default_rng(seed)
@@ -220,7 +219,9 @@ def test_any_order_of_any_entries_is_the_same_matrix(seed):
     np.add.at(dense, (row, column), values)
     with jax.enable_x64(True):
         A = Sparse.from_entries(row, column, values, (m, n), jnp.float64)
-        np.testing.assert_array_equal(A.toarray(), dense)
+        made = np.zeros((m, n))
+        made[A.row, A.column] = A.values
+        np.testing.assert_array_equal(made, dense)
         assert A.values.size == np.count_nonzero(dense)
         index = np.asarray(A.row) * n + np.asarray(A.column)
         assert np.all(np.diff(index) > 0)
