@@ -291,7 +291,7 @@ def start_problem(name):
     return read_mps(path)
 
 
-@pytest.mark.parametrize("name", ["generated", "adlittle", pytest.param("israel", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["generated", "adlittle"])
 def test_a_warm_start_saves_nine_tenths(name):
     lp = start_problem(name)
     cold = pdopt.solve(lp)

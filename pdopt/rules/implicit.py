@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -53,6 +54,8 @@ def _guard_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any
     moved = [t for t in jax.tree.leaves(tangents[1]) if jnp.issubdtype(t.dtype, jnp.inexact)]
 
     def refused(leaf: Any) -> Any:
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return np.zeros(leaf.shape, jax.dtypes.float0)  # what JAX calls the tangent of an integer
         total = sum((jnp.sum(t).astype(leaf.dtype) for t in moved), jnp.zeros((), leaf.dtype))
         return _refused.bind(jnp.broadcast_to(total, leaf.shape))
 
