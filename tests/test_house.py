@@ -265,13 +265,26 @@ def banned(source):
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
-            found += [n for n in names if n.split(".")[0] in ("pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve")]
+            found += [
+                n for n in names if n.split(".")[0] in ("pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve")
+            ]
         if isinstance(node, ast.Call):
             text = ast.unparse(node.func)
-            if text in ("eval", "exec", "yaml.load", "yaml.unsafe_load", "torch.load", "jax.config.update", "config.update"):
+            if text in (
+                "eval",
+                "exec",
+                "yaml.load",
+                "yaml.unsafe_load",
+                "torch.load",
+                "jax.config.update",
+                "config.update",
+            ):
                 found.append(text)
             for word in node.keywords:
-                if word.arg in ("allow_pickle", "trust_remote_code") and getattr(word.value, "value", None) is not False:
+                if (
+                    word.arg in ("allow_pickle", "trust_remote_code")
+                    and getattr(word.value, "value", None) is not False
+                ):
                     found.append(word.arg)
     return found
 
@@ -324,7 +337,18 @@ def test_exported_names_that_compute_have_an_example():
 
 # --- light imports ---------------------------------------------------------------------------------------------------
 
-HEAVY = ("transformers", "datasets", "orbax", "highspy", "typer", "matplotlib", "rich", "torch", "tokenizers", "safetensors")
+HEAVY = (
+    "transformers",
+    "datasets",
+    "orbax",
+    "highspy",
+    "typer",
+    "matplotlib",
+    "rich",
+    "torch",
+    "tokenizers",
+    "safetensors",
+)
 
 
 def child(code):

@@ -31,7 +31,13 @@ def program(dtype, storage="dense"):
     rng = np.random.default_rng(0)
     A = np.diff(np.eye(5), axis=0) if storage == "implicit" else rng.normal(size=(4, 5))
     b = A @ rng.uniform(size=5)
-    data = dict(c=rng.normal(size=5), row_lower=b - 0.2, row_upper=b + 0.2, lower=np.zeros(5), upper=np.ones(5))
+    data = {
+        "c": rng.normal(size=5),
+        "row_lower": b - 0.2,
+        "row_upper": b + 0.2,
+        "lower": np.zeros(5),
+        "upper": np.ones(5),
+    }
     if storage == "sparse":
         row, column = np.nonzero(A)
         A = Sparse.from_entries(row, column, A[row, column], A.shape, dtype)
@@ -51,13 +57,20 @@ def floating(tree):
 
 def assert_one_type(tree, dtype):
     found = floating(tree)
-    assert found and {name: kind for name, kind in found.items() if kind != dtype} == {}
+    assert found
+    assert {name: kind for name, kind in found.items() if kind != dtype} == {}
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(
     ("method", "storage"),
-    [("default", "dense"), ("constant", "dense"), ("averaged", "dense"), ("default", "sparse"), ("default", "implicit")],
+    [
+        ("default", "dense"),
+        ("constant", "dense"),
+        ("averaged", "dense"),
+        ("default", "sparse"),
+        ("default", "implicit"),
+    ],
 )
 def test_every_float_of_a_solution_has_the_problems_type(case, method, storage):
     x64, dtype = CASES[case]
@@ -103,6 +116,7 @@ def test_batches_have_the_problems_type(case):
 
 def test_float64_reaches_what_float32_cannot():
     tight = pdopt.solve(program(np.float64), tolerance=1e-10)
-    assert tight.reason is Status.OPTIMAL and float(tight.residuals.error) <= 1e-10
+    assert tight.reason is Status.OPTIMAL
+    assert float(tight.residuals.error) <= 1e-10
     loose = pdopt.solve(program(np.float32))
     assert float(loose.objective) == pytest.approx(float(tight.objective), abs=1e-3)

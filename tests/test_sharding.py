@@ -80,7 +80,9 @@ def test_fifty_steps_on_eight_devices_equal_those_on_one_and_send_two_sums_a_ste
         states.append(jax.jit(PLAIN.init)(view, view.start()))
     spread = lambda v, *spec: jax.device_put(v, NamedSharding(mesh, P(*spec)))
     # Where the method's first state goes: x with the columns, y and v(x) with the rows, all else everywhere.
-    point = lambda pair: Pair(type(pair.x)(spread(pair.x.point, "col"), spread(pair.x.violation, "row")), spread(pair.y, "row"))
+    point = lambda pair: Pair(
+        type(pair.x)(spread(pair.x.point, "col"), spread(pair.x.violation, "row")), spread(pair.y, "row")
+    )
     track = states[1].track
     track = track._replace(point=point(track.point), anchor=point(track.anchor), count=spread(track.count))
     rest = jax.tree.map(spread, (states[1].size, states[1].weight, states[1].epoch))
@@ -99,7 +101,8 @@ def test_a_wrong_layout_sends_more(mesh):
     A = jax.device_put(jnp.ones((M, N)), NamedSharding(mesh, P("row", None)))
     x = jax.device_put(jnp.ones(N), NamedSharding(mesh, P("row")))
     sent = collectives(jax.jit(lambda A, x: A @ x).lower(A, x).compile().as_text())
-    assert [kind for kind, _ in sent] != [] and sent[0][0] == "all-gather"
+    assert [kind for kind, _ in sent] != []
+    assert sent[0][0] == "all-gather"
 
 
 def test_a_solve_on_eight_devices_equals_the_solve_on_one(mesh):
@@ -124,7 +127,8 @@ def test_two_processes_equal_one():
     alone = pdopt.solve(lp, PLAIN, tolerance=1e-14, max_iterations=64)
     for lines in run_group("solve", 2, devices=4):
         numbers = dict(line.split(" ", 1) for line in lines)
-        assert numbers["devices"] == "8" and numbers["iterations"] == "64"
+        assert numbers["devices"] == "8"
+        assert numbers["iterations"] == "64"
         x = np.array([float(v) for v in numbers["x"].split()])
         np.testing.assert_allclose(x, alone.x, atol=1e-5)
         assert float(numbers["objective"]) == pytest.approx(float(alone.objective), abs=1e-5)

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 import scipy.sparse as sp
+from jax.core import Tracer
 
 from pdopt.errors import InvalidProblem
 from pdopt.operators.base import Operator
@@ -34,23 +35,31 @@ def as_operator(matrix: Any, dtype: Any) -> Any:
         >>> as_operator(np.eye(2, dtype=np.float32), np.float32).shape
         (2, 2)
     """
-    if isinstance(matrix, Operator) and not isinstance(matrix, (np.ndarray, jax.Array)):
-        return matrix.astype(dtype) if hasattr(matrix, "astype") else matrix  # pyright: ignore[reportAttributeAccessIssue]
-    if hasattr(matrix, "indices") and hasattr(matrix, "todense") and isinstance(getattr(matrix, "data", None), jax.Array):
-        return _from_bcoo(matrix, dtype)
     if sp.issparse(matrix):
         if matrix.shape[0] * matrix.shape[1] <= DENSE_ENTRIES:
             return Dense.make(matrix.toarray(), dtype)
         coo = matrix.tocoo()
         return Sparse.from_entries(coo.row, coo.col, coo.data, coo.shape, dtype)
+    if isinstance(matrix, Operator) and not isinstance(matrix, (np.ndarray, jax.Array)):
+        return matrix.astype(dtype) if hasattr(matrix, "astype") else matrix  # pyright: ignore[reportAttributeAccessIssue]
+    if (
+        hasattr(matrix, "indices")
+        and hasattr(matrix, "todense")
+        and isinstance(getattr(matrix, "data", None), jax.Array)
+    ):
+        return _from_bcoo(matrix, dtype)
     return Dense.make(matrix, dtype)
 
 
 def _from_bcoo(matrix: Any, dtype: Any) -> Any:
     if len(matrix.shape) != 2 or matrix.indices.ndim != 2 or matrix.indices.shape[-1] != 2:
-        raise InvalidProblem(f"A is a BCOO of shape {matrix.shape} with batch or dense dimensions; expected a plain matrix")
-    if isinstance(matrix.indices, jax.core.Tracer):
-        raise InvalidProblem("A is a BCOO whose indices are traced; its pattern decides the layout and must be concrete")
+        raise InvalidProblem(
+            f"A is a BCOO of shape {matrix.shape} with batch or dense dimensions; expected a plain matrix"
+        )
+    if isinstance(matrix.indices, Tracer):
+        raise InvalidProblem(
+            "A is a BCOO whose indices are traced; its pattern decides the layout and must be concrete"
+        )
     m, n = matrix.shape
     index = np.asarray(matrix.indices)
     # JAX pads a BCOO with entries at (m, n); any other place outside the shape is a mistake.

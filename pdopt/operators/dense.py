@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import jax.numpy as jnp
-
 from pdopt.errors import InvalidProblem
 from pdopt.operators.base import Order, reduce_norm
 from pdopt.runtime.precision import as_array

@@ -148,5 +148,7 @@ def check_adjoint(operator: Any, x: Any, y: Any) -> Any:
     """
     image, back = operator.matvec(x), operator.rmatvec(y)
     if image.shape != y.shape or back.shape != x.shape:
-        raise InvalidProblem(f"A x has shape {image.shape}, expected {y.shape}; A'y has {back.shape}, expected {x.shape}")
+        raise InvalidProblem(
+            f"A x has shape {image.shape}, expected {y.shape}; A'y has {back.shape}, expected {x.shape}"
+        )
     return jnp.vdot(image, y) - jnp.vdot(x, back)

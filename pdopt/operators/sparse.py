@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
+from jax.core import Tracer
 
 from pdopt.errors import InvalidProblem
 from pdopt.operators.base import Order
@@ -76,7 +77,7 @@ class Sparse:
             if index.size and (index.min() < 0 or index.max() >= size):
                 bad = int(np.flatnonzero((index < 0) | (index >= size))[0])
                 raise InvalidProblem(f"A has {name} index {index[bad]} at entry {bad}; expected 0 to {size - 1}")
-        if not isinstance(values, jax.core.Tracer):
+        if not isinstance(values, Tracer):
             matrix = sp.csr_matrix((np.asarray(values), (row, column)), shape=(m, n))
             matrix.sum_duplicates()
             matrix.eliminate_zeros()

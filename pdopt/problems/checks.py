@@ -5,13 +5,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from pdopt.errors import InvalidProblem
 
 
 def concrete(value: Any) -> np.ndarray | None:
     """The value on the host, or None when it is traced (or lives on devices of another process)."""
-    if isinstance(value, jax.core.Tracer) or (isinstance(value, jax.Array) and not value.is_fully_addressable):
+    if isinstance(value, Tracer) or (isinstance(value, jax.Array) and not value.is_fully_addressable):
         return None
     return np.asarray(value)
 

@@ -7,6 +7,7 @@ Any bound may be infinite. One signed multiplier a row: `L(x, y) = c'x - y'Ax + 
 dual objective is `p(y) + sum_j (l_j [z_j]+ - u_j [-z_j]+) + offset`.
 """
 
+import dataclasses
 import math
 from dataclasses import InitVar
 from typing import Any, NamedTuple
@@ -80,7 +81,9 @@ class LinearProgram:
     allow_low_precision: InitVar[bool] = False
 
     def __post_init__(self, dtype: Any, check: bool, allow_low_precision: bool) -> None:
-        fields = {name: getattr(self, name) for name in ("c", "A", "row_lower", "row_upper", "lower", "upper", "offset")}
+        fields = {
+            name: getattr(self, name) for name in ("c", "A", "row_lower", "row_upper", "lower", "upper", "offset")
+        }
         dtype = resolve_dtype(fields.items(), dtype, allow_low_precision=allow_low_precision)
         A = as_operator(self.A, dtype)
         m, n = A.shape
@@ -128,7 +131,9 @@ class LinearProgram:
         """The same problem as a minimisation."""
         if not self.maximise:
             return self
-        return self.replace(c=-self.c, offset=-self.offset, maximise=False, check=False, allow_low_precision=True)
+        return dataclasses.replace(
+            self, c=-self.c, offset=-self.offset, maximise=False, check=False, allow_low_precision=True
+        )
 
     def flip(self, pair: Pair) -> Pair:
         """The pair between the user's sense and the minimisation (its own inverse): multipliers change sign."""
@@ -251,7 +256,7 @@ class LinearProgram:
         kept = jnp.where(jnp.isfinite(l), _plus(z), 0) - jnp.where(jnp.isfinite(u), _plus(-z), 0)
         q = jnp.sum(_finite(rl) * _plus(dy) - _finite(ru) * _plus(-dy))
         q = q + jnp.sum(_finite(l) * _plus(kept) - _finite(u) * _plus(-kept))
-        # An entry of A'dy errs by at most |column|_2 |dy|_2 units, whatever cancels in it, and its bound multiplies that.
+        # An entry of A'dy errs by at most |column|_2 |dy|_2 units, whatever cancels in it; its bound multiplies that.
         side = jnp.maximum(jnp.abs(_finite(rl)), jnp.abs(_finite(ru))) * dy
         bound = jnp.maximum(jnp.abs(_finite(l)), jnp.abs(_finite(u))) * self.A.column_norms("l2")
         noise = ROUNDING * unit * _norm(side, bound * jnp.linalg.norm(dy))

@@ -21,14 +21,16 @@ GRADIENTS = ("implicit", "none")
 _refused = Primitive("pdopt_no_derivative")
 _refused.def_abstract_eval(lambda tangent: tangent)
 _refused.def_impl(lambda tangent: jnp.full_like(tangent, jnp.nan))
-mlir.register_lowering(_refused, mlir.lower_fun(lambda tangent: jnp.full_like(tangent, jnp.nan), multiple_results=False))
+mlir.register_lowering(
+    _refused, mlir.lower_fun(lambda tangent: jnp.full_like(tangent, jnp.nan), multiple_results=False)
+)
 batching.primitive_batchers[_refused] = lambda args, axes: (_refused.bind(*args), axes[0])
 
 
 def _no_transpose(cotangent: Any, tangent: Any) -> Any:
     raise UnsupportedProblem(
-        "the pair of this solution has no derivative rule yet (a linear program's solution is piecewise constant in its "
-        "data); differentiate solution.objective, or solve with gradient='none'"
+        "the pair of this solution has no derivative rule yet (a linear program's solution is piecewise constant in "
+        "its data); differentiate solution.objective, or solve with gradient='none'"
     )
 
 

@@ -23,7 +23,8 @@ def cost(lengths, widths):
 def test_widths_are_optimal(histogram):
     lengths = np.repeat(list(histogram), list(histogram.values()))
     chosen = choose_widths(lengths)
-    assert chosen == sorted(chosen) and chosen[-1] == lengths.max()
+    assert chosen == sorted(chosen)
+    assert chosen[-1] == lengths.max()
     others = [w for w in histogram if w != max(histogram)]
     subsets = (extra for size in range(len(others) + 1) for extra in itertools.combinations(others, size))
     best = min(cost(lengths, [max(histogram), *extra]) for extra in subsets)

@@ -128,7 +128,9 @@ def test_norms_and_scaling_equal_numpy(name, kind):
                 np.testing.assert_allclose(made.column_norms(kind), by_column, rtol=1e-13)
 
 
-@pytest.mark.parametrize("operator", [Dense(jnp.ones((2, 2))), sparse(np.ones((2, 2)), jnp.float32)], ids=["dense", "sparse"])
+@pytest.mark.parametrize(
+    "operator", [Dense(jnp.ones((2, 2))), sparse(np.ones((2, 2)), jnp.float32)], ids=["dense", "sparse"]
+)
 def test_an_unknown_norm_is_refused(operator):
     for norms in (operator.row_norms, operator.column_norms):
         with pytest.raises(ValueError, match="norm kind is 'l3'; expected 'l1', 'l2' or 'linf'"):
@@ -141,11 +143,13 @@ def test_jit_and_vmap_change_nothing():
     X = rng.normal(size=(3, matrix.shape[1]))
     with jax.enable_x64(True):
         for operator in (sparse(matrix), Dense.make(matrix.toarray(), jnp.float64)):
-            fast, rows, columns = operator.ordered()
+            fast, _rows, columns = operator.ordered()
             put = (lambda v: v) if columns is None else columns.put
             for map_, point in ((operator, X[0]), (fast, put(jnp.asarray(X[0])))):
                 eager = map_.matvec(jnp.asarray(point))
-                np.testing.assert_allclose(jax.jit(lambda A, v: A.matvec(v))(map_, point), eager, rtol=1e-13, atol=1e-13)
+                np.testing.assert_allclose(
+                    jax.jit(lambda A, v: A.matvec(v))(map_, point), eager, rtol=1e-13, atol=1e-13
+                )
             batched = jax.vmap(operator.matvec)(jnp.asarray(X))
             np.testing.assert_allclose(batched, X @ matrix.T.toarray(), rtol=1e-12, atol=1e-12)
 
@@ -318,7 +322,9 @@ def shift_norms(data, kind, row, column):
 class TestImplicit:
     def make(self, norms=shift_norms):
         data = jnp.asarray(np.random.default_rng(7).uniform(1, 2, 4))
-        return Implicit(data, shift, shift_adjoint, (4, 5), norms), np.asarray(data)[:, None] * np.diff(np.eye(5), axis=0)
+        return Implicit(data, shift, shift_adjoint, (4, 5), norms), np.asarray(data)[:, None] * np.diff(
+            np.eye(5), axis=0
+        )
 
     def test_products_norms_and_scaling_equal_the_matrix(self):
         with jax.enable_x64(True):
@@ -327,11 +333,14 @@ class TestImplicit:
             row, column = rng.uniform(0.5, 2, 4), rng.uniform(0.5, 2, 5)
             once = operator.scale(jnp.asarray(row), jnp.asarray(column))
             twice = once.scale(jnp.asarray(row), jnp.asarray(column))
-            assert isinstance(once, Scaled) and isinstance(twice, Scaled)
+            assert isinstance(once, Scaled)
+            assert isinstance(twice, Scaled)
             for made, power in ((operator, 0), (once, 1), (twice, 2)):
                 twin = row[:, None] ** power * dense * column**power
                 assert_products(made, sp.csr_matrix(twin), np.float64)
-                assert made.shape == twin.shape and made.dtype == np.float64 and made.ordered()[0] is made
+                assert made.shape == twin.shape
+                assert made.dtype == np.float64
+                assert made.ordered()[0] is made
                 for kind, order in KINDS.items():
                     np.testing.assert_allclose(made.row_norms(kind), np.linalg.norm(twin, order, axis=1), rtol=1e-13)
                     np.testing.assert_allclose(made.column_norms(kind), np.linalg.norm(twin, order, axis=0), rtol=1e-13)
@@ -345,9 +354,11 @@ class TestImplicit:
     def test_the_dtype_is_that_of_the_data_or_the_one_given(self):
         operator, _ = self.make()
         with jax.enable_x64(True):
-            assert operator.dtype == np.float32 and operator.astype(jnp.float64).dtype == np.float64
+            assert operator.dtype == np.float32
+            assert operator.astype(jnp.float64).dtype == np.float64
             bare = Implicit((), shift, shift_adjoint, (4, 5))
-            assert bare.dtype == np.float64 and bare.astype(jnp.float32).dtype == np.float32
+            assert bare.dtype == np.float64
+            assert bare.astype(jnp.float32).dtype == np.float32
             mixed = Implicit((2.0, np.int32(3)), shift, shift_adjoint, (4, 5)).astype(jnp.float32)
             assert [leaf.dtype for leaf in jax.tree.leaves(mixed)] == [np.float32, np.int32]
             assert operator.scale(jnp.ones(4), jnp.ones(5)).astype(jnp.float32).row.dtype == np.float32

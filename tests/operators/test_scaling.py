@@ -53,7 +53,8 @@ def test_ruiz_brings_rows_and_columns_near_one():
             for norms in (np.asarray(scaled.row_norms("linf")), np.asarray(scaled.column_norms("linf"))):
                 # The error of a Ruiz pass halves its logarithm (Ruiz 2001): after 40 passes it is rounding.
                 np.testing.assert_allclose(norms[norms > 0], 1.0, rtol=1e-6)
-            assert D[3] == 1 and E[5] == 1
+            assert D[3] == 1
+            assert E[5] == 1
 
 
 def test_pock_chambolle_bounds_the_norm_by_one():

@@ -114,11 +114,19 @@ def test_the_track_keeps_structure_and_dtype(acceleration, dtype):
 @pytest.mark.parametrize(
     ("acceleration", "averaged", "refused"),
     [
-        (Halpern(1.0), 0.5, False), (Halpern(1.1), 0.5, True), (Halpern(0.5), 2 / 3, False), (Halpern(0.51), 2 / 3, True),
-        (Relaxed(2.0), 0.5, False), (Relaxed(2.1), 0.5, True), (Plain(), 1.0, False), (Averaged(), 1.0, False),
-        (Halpern(0.1), 1.0, True), (Halpern(np.nan), 0.5, True), (Relaxed(-0.1), 0.5, True),
+        (Halpern(1.0), 0.5, False),
+        (Halpern(1.1), 0.5, True),
+        (Halpern(0.5), 2 / 3, False),
+        (Halpern(0.51), 2 / 3, True),
+        (Relaxed(2.0), 0.5, False),
+        (Relaxed(2.1), 0.5, True),
+        (Plain(), 1.0, False),
+        (Averaged(), 1.0, False),
+        (Halpern(0.1), 1.0, True),
+        (Halpern(np.nan), 0.5, True),
+        (Relaxed(-0.1), 0.5, True),
     ],
-)  # fmt: skip
+)
 def test_more_relaxation_than_the_map_allows_is_refused(acceleration, averaged, refused):
     if refused:
         with pytest.raises(InvalidOption, match=type(acceleration).__name__):

@@ -62,7 +62,10 @@ class Shrink:
         return state
 
 
-def drive(method=Shrink(), judge=Judge(), tolerance=1e-6, limit=1000, history=0, start=1.0, until=None):
+METHOD, JUDGE = Shrink(), Judge()
+
+
+def drive(method=METHOD, judge=JUDGE, tolerance=1e-6, limit=1000, history=0, start=1.0, until=None):
     first = Pair(jnp.full(1, start, jnp.float32), jnp.zeros(1, jnp.float32))
     tolerance, limit = jnp.float32(tolerance), jnp.int32(limit)
     carry = begin(judge, View(), method, first, tolerance, history)
@@ -72,7 +75,8 @@ def drive(method=Shrink(), judge=Judge(), tolerance=1e-6, limit=1000, history=0,
 def test_it_stops_at_the_first_check_that_meets_the_tolerance():
     done = drive()
     assert Status(int(done.status)) is Status.OPTIMAL
-    assert int(done.iterations) == 20 and float(done.pair.x[0]) == 2.0**-20  # 2^-20 < 1e-6 < 2^-16
+    assert int(done.iterations) == 20
+    assert float(done.pair.x[0]) == 2.0**-20
     assert float(done.optimality.objective) == 2.0**-20
 
 
@@ -85,20 +89,24 @@ def test_the_iteration_limit_is_exact(limit):
 
 def test_a_start_that_is_optimal_takes_no_step():
     done = drive(start=1e-7)
-    assert Status(int(done.status)) is Status.OPTIMAL and int(done.iterations) == 0
+    assert Status(int(done.status)) is Status.OPTIMAL
+    assert int(done.iterations) == 0
     assert float(done.pair.x[0]) == np.float32(1e-7)
 
 
 def test_growth_is_called_divergence_before_it_overflows():
     done = drive(Shrink(30.0))
     assert Status(int(done.status)) is Status.DIVERGED
-    assert np.all(np.isfinite(done.state.point.x)) and float(done.pair.x[0]) == 1.0  # the best pair, the start
+    assert np.all(np.isfinite(done.state.point.x))
+    assert float(done.pair.x[0]) == 1.0
 
 
 def test_nan_ends_the_run_and_the_last_finite_pair_is_returned():
     done = drive(Shrink(0.99, every=1), Judge(broken=7))
-    assert Status(int(done.status)) is Status.NUMERICAL_ERROR and int(done.iterations) == 7
-    assert int(done.pair.y[0]) == 6 and np.isfinite(float(done.optimality.objective))
+    assert Status(int(done.status)) is Status.NUMERICAL_ERROR
+    assert int(done.iterations) == 7
+    assert int(done.pair.y[0]) == 6
+    assert np.isfinite(float(done.optimality.objective))
     overflow = drive(Shrink(1e30))  # from 1 to infinity between two checks
     assert Status(int(overflow.status)) is Status.NUMERICAL_ERROR
     assert float(overflow.pair.x[0]) == 1.0
@@ -116,7 +124,8 @@ def test_chunks_of_any_length_make_the_same_run():
 
 def test_the_best_pair_is_kept_while_the_iterate_gets_worse():
     done = drive(Shrink(1.1), limit=40)
-    assert Status(int(done.status)) is Status.ITERATION_LIMIT and float(done.pair.x[0]) == 1.0
+    assert Status(int(done.status)) is Status.ITERATION_LIMIT
+    assert float(done.pair.x[0]) == 1.0
 
 
 @pytest.mark.parametrize("capacity", [2, 3, 8])
@@ -125,10 +134,12 @@ def test_history_keeps_evenly_spaced_checks(capacity, checks):
     done = drive(Shrink(0.999), limit=4 * checks, history=capacity)
     used, stride = int(done.history.used), int(done.history.stride)
     rows = np.asarray(done.history.rows)
-    assert rows.shape == (capacity, len(HISTORY)) and 1 <= used <= capacity
+    assert rows.shape == (capacity, len(HISTORY))
+    assert 1 <= used <= capacity
     np.testing.assert_array_equal(rows[:used, 0], 4 + 4 * stride * np.arange(used))
     np.testing.assert_allclose(rows[:used, 1], 0.999 ** rows[:used, 0], rtol=1e-5)
-    assert used == min(-(-checks // stride), capacity) and (stride == 1 or checks > capacity)
+    assert used == min(-(-checks // stride), capacity)
+    assert stride == 1 or checks > capacity
 
 
 def test_finished_members_of_a_batch_are_unharmed():
@@ -156,7 +167,10 @@ def test_new_data_and_new_floats_compile_once():
     before = _solve._cache_size()
     for k in range(3):
         method = pdopt.PDHG(
-            Halpern(0.7 + 0.1 * k), AdaptiveStep(0.8 + 0.05 * k), FixedPointRestart(0.2 + 0.05 * k), PrimalWeight(0.5 + 0.1 * k)
+            Halpern(0.7 + 0.1 * k),
+            AdaptiveStep(0.8 + 0.05 * k),
+            FixedPointRestart(0.2 + 0.05 * k),
+            PrimalWeight(0.5 + 0.1 * k),
         )
         pdopt.solve(program(k), method, tolerance=10.0 ** (-3 - 0.2 * k), max_iterations=100 + k)
     assert _solve._cache_size() == before + 1

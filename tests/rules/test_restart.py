@@ -87,4 +87,6 @@ def test_the_weight_stays_where_one_side_did_not_move_or_blew_up(dx, dy):
 def test_the_weight_stays_within_its_bound():
     rule = PrimalWeight(gain=1.0, bound=100.0)
     assert float(rule.update(rule.init(jnp.float32(1.0)), jnp.float32(1e-10), jnp.float32(1e10)).omega) == 100.0
-    assert float(rule.update(rule.init(jnp.float32(1.0)), jnp.float32(1e10), jnp.float32(1e-10)).omega) == pytest.approx(0.01)
+    assert float(
+        rule.update(rule.init(jnp.float32(1.0)), jnp.float32(1e10), jnp.float32(1e-10)).omega
+    ) == pytest.approx(0.01)

@@ -26,7 +26,10 @@ def by_hand(theta, steps, x, y):
     return x, y
 
 
-def run(parts, steps, pair=Pair(np.ones(2), -np.ones(2))):
+START = Pair(np.ones(2), -np.ones(2))
+
+
+def run(parts, steps, pair=START):
     for _ in range(steps):
         pair, _ = saddle_step(parts, 0.3, pair)
     return pair
@@ -59,7 +62,9 @@ def test_the_multiplier_sees_the_new_point_and_not_the_old_one():
     np.testing.assert_allclose(run(parts(1), 1).y, pair.y + 0.3 * (B - A @ (2 * new - pair.x)))
 
 
-@pytest.mark.parametrize(("theta", "operations"), [(0, []), (-1, []), (0.0, []), (-1.0, []), (1.0, ["add", "mul", "sub"])])
+@pytest.mark.parametrize(
+    ("theta", "operations"), [(0, []), (-1, []), (0.0, []), (-1.0, []), (1.0, ["add", "mul", "sub"])]
+)
 def test_the_constants_0_and_minus_1_leave_nothing_in_the_compiled_code(theta, operations):
     found = jax.make_jaxpr(lambda a, b: extrapolate(theta, a, b))(jnp.ones(2), jnp.ones(2))
     assert sorted(e.primitive.name for e in found.eqns) == operations
@@ -82,7 +87,8 @@ def test_a_traced_theta_gives_the_same_numbers_without_recompiling():
 def test_extrapolation_goes_leaf_by_leaf():
     before, after = {"a": 1.0, "b": (2.0,)}, {"a": 2.0, "b": (5.0,)}
     assert extrapolate(1.0, before, after) == {"a": 3.0, "b": (8.0,)}
-    assert extrapolate(0, before, after) is after and extrapolate(-1, before, after) is before
+    assert extrapolate(0, before, after) is after
+    assert extrapolate(-1, before, after) is before
 
 
 def test_the_step_is_its_two_halves():
@@ -118,7 +124,7 @@ def test_memory_signal_and_offer_travel_in_order():
 
     def primal(x, y, memory):
         calls.append(("primal", y))
-        return x + 1, memory._replace(primal=memory.primal + ("p",))
+        return x + 1, memory._replace(primal=(*memory.primal, "p"))
 
     def violation(seen, memory):
         calls.append(("violation", seen, memory))
@@ -126,7 +132,7 @@ def test_memory_signal_and_offer_travel_in_order():
 
     def signal(v, memory):
         calls.append(("signal", v))
-        return 10 * v, memory._replace(dual=memory.dual + ("s",))
+        return 10 * v, memory._replace(dual=(*memory.dual, "s"))
 
     def move(y, u, step):
         calls.append(("move", y, u, step))
@@ -135,7 +141,8 @@ def test_memory_signal_and_offer_travel_in_order():
     method = Parts(primal, violation, move, 0.0, signal, offer=lambda y, memory: y + 100)
     pair, memory = saddle_step(method, 0.5, Pair(1.0, 2.0))
     assert calls == [("primal", 102.0), ("violation", 2.0, ("p",)), ("signal", 2.0), ("move", 2.0, 20.0, 0.5)]
-    assert pair == Pair(2.0, 12.0) and memory == Memory(("p",), ("s",))
+    assert pair == Pair(2.0, 12.0)
+    assert memory == Memory(("p",), ("s",))
 
 
 def test_a_multiplier_never_falls_while_its_constraint_is_broken():

@@ -64,17 +64,21 @@ def test_eta_moves_by_the_rule_of_pdlp():
         after = rule.update(size, moved, 2.0)
         expected = min((1 - 7**-0.3) * 0.9 * limit, (1 + 7**-0.6) * 0.2)
         assert float(after.eta) == pytest.approx(expected, rel=1e-12)
-        assert int(after.tried) == 6 and bool(after.accepted)
+        assert int(after.tried) == 6
+        assert bool(after.accepted)
         refused = rule.update(size._replace(eta=jnp.float64(2.0)), moved, 2.0)
-        assert not bool(refused.accepted) and float(refused.eta) < limit
+        assert not bool(refused.accepted)
+        assert float(refused.eta) < limit
 
 
 def test_a_step_without_resistance_grows_only_at_the_usual_rate():
     size = Size(jnp.float32(1.0), jnp.int32(0), jnp.bool_(True))
     after = AdaptiveStep().update(size, Movement(jnp.float32(1.0), jnp.float32(0.0), jnp.float32(0.0)), 1.0)
-    assert bool(after.accepted) and float(after.eta) == pytest.approx(1 + 2**-0.6)
+    assert bool(after.accepted)
+    assert float(after.eta) == pytest.approx(1 + 2**-0.6)
     still = AdaptiveStep().update(size, Movement(*[jnp.float32(0.0)] * 3), 1.0)
-    assert bool(still.accepted) and np.isfinite(float(still.eta))
+    assert bool(still.accepted)
+    assert np.isfinite(float(still.eta))
 
 
 def test_a_nan_is_accepted_so_that_the_check_sees_it():
@@ -87,9 +91,12 @@ def test_a_nan_is_accepted_so_that_the_check_sees_it():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_the_first_size(rule, dtype):
     with jax.enable_x64(True):
-        assert float(rule.init(jnp.asarray(4.0, dtype)).eta) == pytest.approx(0.25 * (0.998 if not rule.adapts else 1), rel=1e-6)
+        assert float(rule.init(jnp.asarray(4.0, dtype)).eta) == pytest.approx(
+            0.25 * (0.998 if not rule.adapts else 1), rel=1e-6
+        )
         zero = rule.init(jnp.asarray(0.0, dtype))
-        assert float(zero.eta) == 1.0 and zero.eta.dtype == dtype
+        assert float(zero.eta) == 1.0
+        assert zero.eta.dtype == dtype
         steps = zero._replace(eta=jnp.asarray(0.5, dtype)).steps(jnp.asarray(4.0, dtype))
         assert (float(steps.primal), float(steps.dual)) == (0.125, 2.0)
 
