@@ -7,7 +7,6 @@ Any bound may be infinite. One signed multiplier a row: `L(x, y) = c'x - y'Ax + 
 dual objective is `p(y) + sum_j (l_j [z_j]+ - u_j [-z_j]+) + offset`.
 """
 
-import dataclasses
 import math
 from dataclasses import InitVar
 from typing import Any, NamedTuple
