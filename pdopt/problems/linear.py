@@ -130,9 +130,8 @@ class LinearProgram:
         """The same problem as a minimisation."""
         if not self.maximise:
             return self
-        return dataclasses.replace(
-            self, c=-self.c, offset=-self.offset, maximise=False, check=False, allow_low_precision=True
-        )
+        changes = {"c": -self.c, "offset": -self.offset, "maximise": False, "check": False, "allow_low_precision": True}
+        return self.replace(**changes)  # pyright: ignore[reportAttributeAccessIssue]
 
     def flip(self, pair: Pair) -> Pair:
         """The pair between the user's sense and the minimisation (its own inverse): multipliers change sign."""
