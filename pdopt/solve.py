@@ -65,7 +65,8 @@ def solve(
         max_iterations: saddle steps (>= 1). None: 1 000 000.
         gradient: "implicit": `solution.objective` has the derivative of the optimal value with respect to every
             floating leaf of the problem (envelope theorem); the pair has no rule yet and refuses. "none": the result is
-            a constant.
+            a constant. A float64 gradient while JAX's 64-bit mode is off belongs inside `jax.enable_x64(True)`: JAX
+            transposes after `solve` has returned, and would cut it to float32 (with a warning).
         history: rows of `solution.history` to keep: a fixed-size table of checks (columns `pdopt.HISTORY`).
 
     Returns:
