@@ -98,8 +98,8 @@ def test_starts_and_options_do_not_widen_or_narrow(case):
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_have_the_problems_type(case):
     x64, dtype = CASES[case]
-    # JAX transposes outside of `solve`, where a float64 product would be cut (with a warning): the gradient of a float64
-    # problem is taken inside the scope, as the docstring of `solve` says.
+    # JAX transposes outside of `solve`, where a float64 product would be cut (with a warning): such a gradient is taken
+    # inside the scope, as the docstring of `solve` says.
     with scope(x64 or dtype == np.float64):
         slope = jax.grad(lambda lp: pdopt.solve(lp).objective)(program(dtype))
         assert_one_type(slope, dtype)
