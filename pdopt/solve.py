@@ -5,6 +5,7 @@ A problem offers its judgement (`optimality(pair)` on the user's data), its mini
 is the same loop driven from the host.
 """
 
+import dataclasses
 import warnings
 from functools import partial, singledispatch
 from typing import Any
@@ -12,9 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from pdopt.errors import InvalidOption, InvalidProblem, UnsupportedProblem, require_range
 from pdopt.methods.pdhg import PDHG
+from pdopt.problems.checks import concrete
 from pdopt.problems.linear import LinearProgram
 from pdopt.rules.implicit import GRADIENTS, envelope, guard
 from pdopt.rules.loop import Carry, advance_until, begin
@@ -62,7 +65,8 @@ def solve(
         max_iterations: saddle steps (>= 1). None: 1 000 000.
         gradient: "implicit": `solution.objective` has the derivative of the optimal value with respect to every
             floating leaf of the problem (envelope theorem); the pair has no rule yet and refuses. "none": the result is
-            a constant.
+            a constant. A float64 gradient while JAX's 64-bit mode is off belongs inside `jax.enable_x64(True)`: JAX
+            transposes after `solve` has returned, and would cut it to float32 (with a warning).
         history: rows of `solution.history` to keep: a fixed-size table of checks (columns `pdopt.HISTORY`).
 
     Returns:
@@ -93,13 +97,13 @@ def checked_options(problem: Any, tolerance: Any, max_iterations: Any, gradient:
     wide = dtype == np.float64
     tolerance = (1e-6 if wide else 1e-4) if tolerance is None else tolerance
     max_iterations = MAX_ITERATIONS if max_iterations is None else max_iterations
-    if not isinstance(tolerance, jax.core.Tracer):
+    if not isinstance(tolerance, Tracer):
         require_range("tolerance", tolerance, 0.0, open_low=True)
         floor = 10 * float(jnp.finfo(dtype).eps)
         if float(tolerance) < floor:
             message = f"tolerance {float(tolerance):g} is below what {dtype.name} can reach, about {floor:.1e}"
             warnings.warn(message, stacklevel=3)
-    if not isinstance(max_iterations, jax.core.Tracer):
+    if not isinstance(max_iterations, Tracer):
         require_range("max_iterations", max_iterations, 1, 2**30)
     if gradient not in GRADIENTS:
         raise InvalidOption(f"gradient is {gradient!r}; expected one of {GRADIENTS}")
@@ -128,7 +132,8 @@ def checked_start(problem: Any, start: Any) -> Pair | None:
         for leaf, shape in zip(jax.tree.leaves(given), jax.tree.leaves(like)):
             if np.shape(leaf) != shape.shape:
                 raise InvalidProblem(f"{name} has shape {np.shape(leaf)}; expected {shape.shape}")
-            if not isinstance(leaf, jax.core.Tracer) and np.isnan(np.asarray(leaf)).any():
+            seen = concrete(leaf)
+            if seen is not None and np.isnan(seen).any():
                 raise InvalidProblem(f"{name} has NaN")
     return jax.tree.map(lambda leaf, shape: as_array("start", leaf, shape.dtype), pair, shapes)
 
@@ -143,8 +148,8 @@ def prepare(problem: Any, method: Any, start: Pair | None, tolerance: Any, histo
     """Judge, view and first carry of a run, in the sense of the minimisation."""
     judge = problem.minimised()
     view = method.view(judge)
-    start = view.back(view.start()) if start is None else problem.flip(start)
-    return judge, view, begin(judge, view, method, start, tolerance, history)
+    first = view.back(view.start()) if start is None else problem.flip(start)
+    return judge, view, begin(judge, view, method, first, tolerance, history)
 
 
 def finish(problem: Any, carry: Carry) -> Solution:
@@ -173,4 +178,4 @@ def _solve(problem: Any, method: Any, start: Any, tolerance: Any, limit: Any, gr
     value = problem.sense * problem.minimised().lagrangian(carry.pair, carry.optimality.proof)
     objective = envelope(solution.objective, value)
     floats = [leaf for leaf in jax.tree.leaves(problem) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    return solution.replace(objective=objective, pair=guard(solution.pair, floats))
+    return dataclasses.replace(solution, objective=objective, pair=guard(solution.pair, floats))

@@ -43,6 +43,10 @@ class Dense:
         """All stored values, to look at (finite, largest)."""
         return self.matrix
 
+    def astype(self, dtype: Any) -> "Dense":
+        """The same matrix in another floating dtype."""
+        return Dense(as_array("A", self.matrix, dtype))
+
     def matvec(self, x: Any) -> Any:
         """`A x`."""
         return self.matrix @ x
