@@ -55,10 +55,10 @@ class AugmentedLagrangian:
 
     Example:
         >>> import pdopt
-        >>> qp = pdopt.QuadraticProgram([[2.0]], [0.0], [[1.0]], [3.0], [3.0], dtype=jnp.float32)
+        >>> qp = pdopt.QuadraticProgram([[4.0]], [0.0], [[1.0]], [3.0], [3.0], dtype=jnp.float32)
         >>> solution = pdopt.solve(qp, AugmentedLagrangian(penalty=10.0), tolerance=1e-5)
         >>> print(solution.x.round(3), solution.y.round(3))
-        [3.] [6.]
+        [3.] [12.]
     """
 
     penalty: Any = None

@@ -18,7 +18,7 @@ import optax
 
 from pdopt.errors import InvalidOption, require_range
 from pdopt.problems.views import constrained, require_minimiser
-from pdopt.rules.acceleration import Averaged, Halpern, Plain, Relaxed, Track, check_averaged
+from pdopt.rules.acceleration import Averaged, Plain, Relaxed, Track, check_averaged
 from pdopt.rules.saddle import Parts, row, saddle_step
 from pdopt.types import Memory, Pair, Visit, record
 
@@ -36,9 +36,10 @@ class DualAscent:
 
     Attributes:
         stepsize: > 0, below 2/L for convergence; None takes 1/L, computed from the data.
-        acceleration: `Plain()`; `Averaged()` returns the mean, whose primal settles where single minimisers jump;
-            `Relaxed(omega)` and `Halpern(reflection)` go up to 1.5 times the step (with a step up to 1/L the map is
-            2/3-averaged: a gradient step, then a prox).
+        acceleration: `Plain()`; `Averaged()` returns the mean, whose primal settles where single minimisers jump (in
+            float32 a mean of k steps stalls near k eps: about 1e-2 in the table of tests);
+            `Relaxed(omega)` takes up to 1.5 times the step (with a step up to 1/L the map is 2/3-averaged: a gradient
+            step, then a prox).
         every: steps between checks, >= 1.
 
     Raises:
@@ -46,10 +47,10 @@ class DualAscent:
 
     Example:
         >>> import pdopt
-        >>> qp = pdopt.QuadraticProgram([[2.0]], [0.0], [[1.0]], [3.0], [jnp.inf], dtype=jnp.float32)
+        >>> qp = pdopt.QuadraticProgram([[4.0]], [0.0], [[1.0]], [3.0], [jnp.inf], dtype=jnp.float32)
         >>> solution = pdopt.solve(qp, DualAscent(), tolerance=1e-5)
         >>> print(solution.x.round(3), solution.y.round(3))
-        [3.] [6.]
+        [3.] [12.]
     """
 
     stepsize: Any = None
@@ -57,8 +58,8 @@ class DualAscent:
     every: int = 16
 
     def __post_init__(self) -> None:
-        if not isinstance(self.acceleration, Plain | Averaged | Relaxed | Halpern):
-            raise InvalidOption(f"acceleration is {self.acceleration!r}; expected Plain, Averaged, Relaxed or Halpern")
+        if not isinstance(self.acceleration, Plain | Averaged | Relaxed):
+            raise InvalidOption(f"acceleration is {self.acceleration!r}; expected Plain, Averaged or Relaxed")
         if not isinstance(self.every, int) or self.every < 1:
             raise InvalidOption(f"every is {self.every!r}; expected an integer >= 1")
         if self.stepsize is not None and not isinstance(self.stepsize, jax.core.Tracer):

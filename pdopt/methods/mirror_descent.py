@@ -9,7 +9,8 @@ the mean of the pairs:
 
     theta = 1, mirror primal    s <= 1/|A|: gap of the mean <= (D_x + D_y) / (s k), the rate 1/k of Chambolle and Pock
                                 (2016, "On the ergodic convergence rates"): extrapolating x is what makes it optimistic
-    theta = 0, mirror primal    no such bound: the iterates circle the equilibrium, the mean gains 1/sqrt(k) for small s
+    theta = 0, mirror primal    the pairs circle the equilibrium; their mean did as well on random games, without a bound
+    theta = -1 (simultaneous)   the pairs drift away from it; gap of the mean <= (D_x + D_y) / (s k) + O(s)
     theta = 0, best response    dual mirror ascent on `min_x L(x, .)`, s_k = s / sqrt(k): 1/sqrt(k) (Freund, Schapire 1999)
 
 Not done here: restarts (PDHG has them, and reaches high accuracy), other sets than the problem's own.
