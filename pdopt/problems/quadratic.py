@@ -110,9 +110,9 @@ class QuadraticProgram:
         """The same problem as a minimisation."""
         if not self.maximise:
             return self
-        minus = -jnp.ones(self.shape[1], self.c.dtype)
         with precision_scope(self):
-            Q, c, offset = self.Q.scale(minus, -minus), -self.c, -self.offset
+            ones = jnp.ones(self.shape[1], self.c.dtype)
+            Q, c, offset = self.Q.scale(-ones, ones), -self.c, -self.offset
         return self.replace(Q=Q, c=c, offset=offset, maximise=False, check=False, allow_low_precision=True)
 
     def flip(self, pair: Pair) -> Pair:
