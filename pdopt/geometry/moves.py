@@ -88,7 +88,7 @@ class Interval(Move):
     y is the signed row dual: `>= 0` where the row is at its lower side, `<= 0` at its upper side, exactly 0 in between.
     Infinite sides need no case: a row without sides has y' = 0. An equality (`row_lower = row_upper = b`) is moved by
     `y + step (b - a'x)`. Computed as `max(t + step row_lower, 0) + min(t + step row_upper, 0)`, which is the same and
-    leaves no rounding where the clip is inactive.
+    leaves no rounding where the clip is inactive. It moves one array; its domain is not checked (y may start anywhere).
 
     Attributes:
         row_lower: array or scalar, -inf where there is no lower side.

@@ -18,8 +18,8 @@ The incremental PID and the positional one are the same without clipping: summin
 gives `y_t = ki sum v + kp v_t + kd (v_t - v_(t-1))`. So `Extrapolated(theta)` with step s is a PI controller with
 `ki = s` and `kp = theta s`. With the projection they part: the incremental form keeps y itself in the set, so on noise
 the kicks up stay and the kicks below 0 are cut off; the positional form (`Offer`) projects what is shown to the primal
-and integrates plainly. Sources: Stooke, Achiam and Abbeel (arXiv 2007.03964) for PID multipliers; Sohrabi et al., "On PI
-Controllers for Updating Lagrange Multipliers" (arXiv 2406.04558) for nuPI, which is `PID(kp, ki, smoothing=nu)`.
+and integrates plainly. Sources: Stooke, Achiam and Abbeel (arXiv 2007.03964) for PID multipliers; Sohrabi et al., "On
+PI Controllers for Updating Lagrange Multipliers" (arXiv 2406.04558) for nuPI, which is `PID(kp, ki, smoothing=nu)`.
 """
 
 import abc

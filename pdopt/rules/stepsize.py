@@ -14,6 +14,10 @@ import jax.numpy as jnp
 from pdopt.errors import require_range
 from pdopt.types import Steps, record
 
+MEMORY = 64  # steps over which the mean of log(limit / eta) is taken
+
+FREE = 1e3  # limit / base from which a step counts as not having met the operator
+
 
 class Movement(NamedTuple):
     """Squares and the cross product of one step: `|dx|^2`, `|dy|^2`, `<dy, dv>`."""
@@ -38,11 +42,22 @@ class Movement(NamedTuple):
 
 
 class Size(NamedTuple):
-    """The step size eta, how many steps were tried, and whether the latest was accepted."""
+    """The step size eta, how many steps were tried, whether the latest was accepted, and what decides to adapt.
+
+    `slack` is a running mean of `log(limit / eta)`: how much larger the steps could have been; `adapting` turns True
+    for good once that is large.
+    """
 
     eta: Any
     tried: Any
     accepted: Any
+    slack: Any
+    base: Any
+
+    @staticmethod
+    def begin(eta: Any) -> "Size":
+        """Before the first step."""
+        return Size(eta, jnp.int32(0), jnp.bool_(True), jnp.zeros_like(eta), eta)
 
     def steps(self, omega: Any) -> Steps:
         """Primal and dual step sizes for a primal weight."""
@@ -66,37 +81,57 @@ class ConstantStep:
 
     def init(self, norm: Any) -> Size:
         """Size for an operator norm; 1 where the operator is zero."""
-        return Size(jnp.where(norm > 0, self.share / jnp.where(norm > 0, norm, 1), 1), jnp.int32(0), jnp.bool_(True))
+        return Size.begin(jnp.where(norm > 0, self.share / jnp.where(norm > 0, norm, 1), 1))
 
 
 @record
 class AdaptiveStep:
-    """Accept a step when eta <= limit, then `eta <- min((1 - k^-0.3) factor limit, (1 + k^-0.6) eta)`, k steps tried.
+    """A constant step that turns adaptive where the iterates meet a far smaller spectrum than `|A|_2`.
+
+    Every step is accepted when eta <= limit, else repeated with a smaller one. While constant, eta only ever shrinks so
+    (the norm it came from is rough). Once the running mean of `limit / eta` exceeds `switch`,
+
+        eta <- min((1 - k^-shrink) factor limit, (1 + k^-grow) eta),      k steps tried
+
+    as in PDLP. An eta that moves inside an epoch spoils the convergence of differences of iterates to a ray, which is
+    what certifies infeasibility, so it pays to stay constant where nothing is gained.
 
     Attributes:
-        factor: in (0, 1]; share of the limit aimed at. 0.9 with reflection 0.85 (linear spec, section 4b).
+        share: in (0, 1]; the constant step is share / |A|_2.
+        factor: in (0, 1]; share of the limit aimed at once adapting.
+        switch: >= 1; mean limit / eta that starts adapting; 1 adapts almost always, infinity never.
         shrink, grow: exponents of k (PDLP: 0.3 and 0.6).
     """
 
+    share: Any = 0.99
     factor: Any = 0.9
+    switch: Any = 5.0
     shrink: Any = 0.3
     grow: Any = 0.6
     adapts = True
 
     def validate(self) -> None:
-        """Raise `InvalidOption` for a factor outside (0, 1] or exponents not positive."""
+        """Raise `InvalidOption` for shares outside (0, 1], a switch below 1 or exponents not positive."""
+        require_range("share", self.share, 0.0, 1.0, open_low=True)
         require_range("factor", self.factor, 0.0, 1.0, open_low=True)
+        require_range("switch", self.switch, 0.0)
         require_range("shrink", self.shrink, 0.0, open_low=True)
         require_range("grow", self.grow, 0.0, open_low=True)
 
     def init(self, norm: Any) -> Size:
-        """Start at 1 / norm; 1 where the operator is zero."""
-        return Size(jnp.where(norm > 0, 1 / jnp.where(norm > 0, norm, 1), 1), jnp.int32(0), jnp.bool_(True))
+        """Start at share / norm; 1 where the operator is zero."""
+        return Size.begin(jnp.where(norm > 0, self.share / jnp.where(norm > 0, norm, 1), 1))
 
     def update(self, size: Size, movement: Movement, omega: Any) -> Size:
         """The next size; its `accepted` says whether the step just tried may be kept."""
         limit = movement.limit(omega)
         count = (size.tried + 2).astype(size.eta.dtype)
-        # A step that met no resistance (limit infinite) may grow, but only at the usual rate.
-        eta = jnp.minimum((1 - count**-self.shrink) * self.factor * limit, (1 + count**-self.grow) * size.eta)
-        return Size(eta, size.tried + 1, size.eta <= limit)
+        accepted = size.eta <= limit
+        # A step in which only one side moved says nothing about the spectrum: it counts as no slack. That is what the
+        # iterates of an infeasible program do in the end, and there eta must stay put.
+        seen = jnp.where(limit < FREE * size.base, jnp.log(limit / size.base), 0)
+        slack = size.slack + (seen - size.slack) / MEMORY
+        base = jnp.where(limit < size.base, self.factor * limit, size.base)
+        adapting = slack > jnp.log(self.switch)
+        moving = jnp.minimum((1 - count**-self.shrink) * self.factor * limit, (1 + count**-self.grow) * size.eta)
+        return Size(jnp.where(adapting, moving, base), size.tried + 1, accepted, slack, base)

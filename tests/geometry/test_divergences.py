@@ -20,7 +20,7 @@ DIVERGENCES = {
 }
 NAMES = list(DIVERGENCES)
 points = st.lists(st.floats(0.01, 3.9), min_size=3, max_size=3)
-few = settings(max_examples=30, deadline=None)
+few = settings(max_examples=12, deadline=None)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -124,7 +124,7 @@ def test_general_divergence_of_trees():
 
 
 def test_bounds_are_checked():
-    with pytest.raises(InvalidProblem, match="lower is 2.0"):
+    with pytest.raises(InvalidProblem, match="lower is 2"):
         FermiDirac(2.0, 1.0)
     with pytest.raises(InvalidOption, match="upper - lower is inf"):
         FermiDirac(0.0, np.inf)

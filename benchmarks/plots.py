@@ -1,0 +1,76 @@
+"""Pictures: performance profiles and convergence, as PNG with the numbers behind each saved beside it as JSON."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.profiles import FINISHED, performance_profile
+
+# Okabe and Ito's palette (2008) without yellow, told apart by the colour-blind; line styles tell apart what repeats.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES = ("-", "--", ":", "-.")
+
+
+def _axes(title: str, across: str, up: str) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_title(title)
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    axes.grid(True, alpha=0.3)
+    return figure, axes
+
+
+def _look(number: int) -> dict[str, Any]:
+    return {"color": COLOURS[number % len(COLOURS)], "linestyle": STYLES[(number // 2) % len(STYLES)], "linewidth": 1.8}
+
+
+def profile_plot(records: list[dict[str, Any]], field: str, tolerance: float, label: str, path: Path) -> Path | None:
+    """The profile of one field at one tolerance, infeasible problems included; None where nothing was solved.
+
+    Runs that never took place (cut, not installed) count as unsolved, as a reader of the picture would expect.
+    """
+    costs: dict[str, dict[str, float]] = {}
+    for record in records:
+        if record["tolerance"] == tolerance and record["outcome"] != "not installed":
+            done = record["outcome"] in FINISHED
+            table = costs.setdefault(record["solver"], {})
+            table[record["instance"]] = max(float(record[field]), 1e-9) if done else np.inf
+    profiles = performance_profile(costs)
+    if not any(len(ratios) for ratios, _ in profiles.values()):
+        return None
+    figure, axes = _axes(
+        f"Performance profile: {label}, tolerance {tolerance:g}", f"{label} / best", "share of instances"
+    )
+    last = max(ratios[-1] for ratios, _ in profiles.values() if len(ratios))
+    for number, (solver, (ratios, shares)) in enumerate(profiles.items()):
+        across = np.concatenate([[1.0], ratios, [max(2.0, 1.1 * last)]])
+        up = np.concatenate([[0.0], shares, [shares[-1] if len(shares) else 0.0]])
+        axes.step(across, up, where="post", label=solver, **_look(number))
+    axes.set_xscale("log", base=2)
+    axes.set_ylim(0, 1.03)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    return _save(figure, path, {s: {"ratio": r.tolist(), "share": f.tolist()} for s, (r, f) in profiles.items()})
+
+
+def convergence_plot(curves: dict[str, dict[str, list[float]]], title: str, path: Path) -> Path | None:
+    """Largest relative residual against iterations: curve name -> {"iterations", "error"}; None without curves."""
+    if not curves:
+        return None
+    figure, axes = _axes(title, "iterations", "largest relative residual")
+    for number, (name, curve) in enumerate(curves.items()):
+        axes.loglog(curve["iterations"], curve["error"], label=name, **_look(number))
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    return _save(figure, path, curves)
+
+
+def _save(figure: Any, path: Path, data: Any) -> Path:
+    figure.savefig(path, dpi=130)
+    path.with_suffix(".json").write_text(json.dumps(data))
+    return path
