@@ -14,16 +14,16 @@
 # %% [markdown]
 # # Duals in a page
 #
-# Constrained problems are games: `x` minimises the Lagrangian `L(x, y) = f(x) + <y, v(x)>`, the multipliers `y` maximise
-# it. `v` is the **violation**, positive where a constraint is broken; `y` is its **price**. Every method in pdopt is one
-# step on the pair, written once, in `pdopt/rules/saddle.py`:
+# Constrained problems are games: `x` minimises the Lagrangian `L(x, y) = f(x) + <y, v(x)>`, the multipliers `y`
+# maximise it. `v` is the **violation**, positive where a constraint is broken; `y` is its **price**. Every method in
+# pdopt is one step on the pair, written once, in `pdopt/rules/saddle.py`:
 #
 #     x'   = primal(x, y)                    advance: x answers the present prices
 #     seen = x' + theta (x' - x)             respond: look ahead by theta,
 #     y'   = move(y, violation(seen), step)           and move the prices inside their set
 #
-# What differs between methods is which functions are passed in. Here are four of them on a problem with two variables and
-# two inequalities, so that both `x` and `y` can be drawn in a plane.
+# What differs between methods is which functions are passed in. Here are four of them on a problem with two variables
+# and two inequalities, so that both `x` and `y` can be drawn in a plane.
 
 # %%
 from functools import partial
@@ -42,8 +42,8 @@ from pdopt.rules.saddle import row, saddle_step
 #
 #     minimise (x - a)'Q(x - a)/2    subject to    G x <= h
 #
-# The unconstrained minimiser `a` breaks both rows. At the solution both are tight, and `y = (1.85, 0.55)` says what each
-# costs: the pull of `f` is held exactly, `grad f(x) + G'y = 0`.
+# The unconstrained minimiser `a` breaks both rows. At the solution both are tight, and `y = (1.85, 0.55)` says what
+# each costs: the pull of `f` is held exactly, `grad f(x) + G'y = 0`.
 
 # %%
 Q = jnp.array([[2.0, 0.5], [0.5, 1.0]])
@@ -61,8 +61,8 @@ print("x* =", x_best, "  y* =", y_best)
 # %% [markdown]
 # ## Four settings of one step
 #
-# **Dual ascent**: `x` is the exact minimiser of the Lagrangian, `y` takes a projected gradient step. The gradient of the
-# dual function is the violation, and its Lipschitz constant is `|G Q^-1 G'|`: one over it is a safe step.
+# **Dual ascent**: `x` is the exact minimiser of the Lagrangian, `y` takes a projected gradient step. The gradient of
+# the dual function is the violation, and its Lipschitz constant is `|G Q^-1 G'|`: one over it is a safe step.
 
 # %%
 minimiser = lambda x, y: jnp.linalg.solve(Q, Q @ a - G.T @ y)  # argmin f(x) + y'(G x - h)
@@ -70,16 +70,16 @@ L = float(jnp.linalg.norm(G @ jnp.linalg.solve(Q, G.T), 2))
 dual_ascent = row(minimiser, violation, Euclidean(Orthant()), theta=0)
 
 # %% [markdown]
-# **Mirror descent** (on the dual): the same `primal`, another geometry for `y`. The entropic move multiplies, `y exp(step
-# v)`, so a price never reaches 0 and never needs a projection.
+# **Mirror descent** (on the dual): the same `primal`, another geometry for `y`. The entropic move multiplies, `y
+# exp(step v)`, so a price never reaches 0 and never needs a projection.
 
 # %%
 mirror_descent = row(minimiser, violation, Entropic(Orthant()), theta=0)
 
 # %% [markdown]
-# **Augmented Lagrangian**: `x` minimises `f` plus a penalty, which is the Moreau envelope of the move. Its gradient is the
-# moved multiplier `max(0, y + rho v(x))`, so `x` answers the prices that are about to be set, and `y` then moves with step
-# rho. The inner problem is piecewise quadratic: a few Newton steps solve it.
+# **Augmented Lagrangian**: `x` minimises `f` plus a penalty, which is the Moreau envelope of the move. Its gradient
+# is the moved multiplier `max(0, y + rho v(x))`, so `x` answers the prices that are about to be set, and `y` then
+# moves with step rho. The inner problem is piecewise quadratic: a few Newton steps solve it.
 
 # %%
 rho = 2.0
@@ -136,8 +136,8 @@ for name, path in paths.items():
 # ## The pictures
 #
 # Above: `x` over the level lines of `f`; the shaded half-planes are forbidden, the square is the start, the star the
-# solution. Below: `y` over the level lines of the dual function `d(y) = min_x L(x, y)`, which every method climbs in its
-# own way.
+# solution. Below: `y` over the level lines of the dual function `d(y) = min_x L(x, y)`, which every method climbs in
+# its own way.
 
 # %%
 colours = dict(zip(methods, ("#0072B2", "#E69F00", "#009E73", "#CC79A7")))  # Okabe and Ito: safe for colour blindness
@@ -198,8 +198,8 @@ for name, path in paths.items():
 # ## What theta does
 #
 # In matching pennies nothing is curved, and the look-ahead decides everything. Both players start lopsided and take
-# entropic steps of the same length: with theta = 1 the pair spirals into the equilibrium, with theta = 0 it circles, and
-# with theta = -1 (both move at once, each against the other's old strategy) it spirals out.
+# entropic steps of the same length: with theta = 1 the pair spirals into the equilibrium, with theta = 0 it circles,
+# and with theta = -1 (both move at once, each against the other's old strategy) it spirals out.
 
 # %%
 pennies = pdopt.MatrixGame([[1.0, -1.0], [-1.0, 1.0]])
@@ -227,7 +227,8 @@ problem = pdopt.QuadraticProgram(Q, -Q @ a, G, [-jnp.inf, -jnp.inf], h, offset=a
 solution = pdopt.solve(problem, pdopt.DualAscent(), tolerance=1e-5)
 print(solution.reason.sentence)
 print("x =", solution.x, "  y =", solution.y, "  steps:", int(solution.iterations))
-assert np.allclose(solution.x, x_best, atol=1e-3) and np.allclose(solution.y, -y_best, atol=1e-3)
+assert np.allclose(solution.x, x_best, atol=1e-3)
+assert np.allclose(solution.y, -y_best, atol=1e-3)
 
 # %% [markdown]
 # Tight rows are equalities, and those the method of multipliers takes:
@@ -236,20 +237,22 @@ assert np.allclose(solution.x, x_best, atol=1e-3) and np.allclose(solution.y, -y
 tight = pdopt.QuadraticProgram(Q, -Q @ a, G, h, h, offset=a @ Q @ a / 2)
 solution = pdopt.solve(tight, pdopt.AugmentedLagrangian(penalty=rho), tolerance=1e-5)
 print("x =", solution.x, "  y =", solution.y, "  steps:", int(solution.iterations))
-assert np.allclose(solution.x, x_best, atol=1e-3) and np.allclose(solution.y, -y_best, atol=1e-3)
+assert np.allclose(solution.x, x_best, atol=1e-3)
+assert np.allclose(solution.y, -y_best, atol=1e-3)
 
 # %% [markdown]
 # ## What was learnt
 #
-# - **One step, four methods.** Only `primal`, `move` and `theta` changed; `run` did not. Nothing else moved a multiplier.
-# - **The primal half sets the price of a step.** An exact minimiser (dual ascent) asks for a linear solve, a penalised one
-#   (augmented Lagrangian) for several and takes the fewest steps; PDHG asks for a proximal step, here a solve too, but for
-#   a linear program only for a product with the matrix and a clip.
-# - **The move sets the geometry.** Euclidean steps may land on the boundary, where PDHG's second price spent a step at 0;
-#   entropic steps never do. Near an interior solution multiplying is no faster than adding, and its safe step depends on
-#   the size of `y`: 0.6 of dual ascent's step was used here. On simplices, where it avoids the projection and its step only
-#   depends on the largest payoff, it is at home.
-# - **theta sets the stability.** With an exact primal 0 is right: `x` already sees what `y` does. Where `x` only takes a
-#   step, theta = 1 looks ahead, and in a game it is the difference between arriving and circling.
+# - **One step, four methods.** Only `primal`, `move` and `theta` changed; `run` did not. Nothing else moved a
+#   multiplier.
+# - **The primal half sets the cost of a step.** An exact minimiser (dual ascent) asks for a linear solve, a penalised
+#   one (augmented Lagrangian) for several and takes the fewest steps (7 against 16 to three digits); PDHG asks for a
+#   proximal step, here a solve too, but for a linear program only for a product with the matrix and a clip.
+# - **The move sets the geometry.** Euclidean steps may land on the boundary, as PDHG's second price did; entropic steps
+#   never do. Near an interior solution multiplying is no faster than adding, and its safe step depends on the size of
+#   `y`: 0.6 of dual ascent's step was used here. On simplices, where it avoids the projection and its step depends only
+#   on the largest payoff, it is at home.
+# - **theta sets the stability.** With an exact primal 0 is right: `x` already sees what `y` does. Where `x` only takes
+#   a step, theta = 1 looks ahead, and in a game it is the difference between arriving and circling.
 # - **The sign is always the same.** `v > 0` is broken, `y` rises while it is, and `y` is what the constraint costs. For
 #   two-sided rows the library reports `d value / d right-hand side`, the same price counted from the other side.

@@ -9,8 +9,8 @@ minimiser against the multipliers that the dual half is about to take, `offer(y)
     x' = argmin_x f(x) + <y, c(x)> + rho |c(x)|^2 / 2;     y' = y + rho c(x')
 
 which is dual ascent on `f + rho |c|^2 / 2` with step rho, and proximal point on the dual with step rho: every rho > 0
-converges, with the factor `1 / (1 + rho sigma)` for a quadratic program, sigma the smallest eigenvalue of `A Q^-1 A'` that
-is not 0. A larger penalty means fewer steps and a worse conditioned inner problem.
+converges, with the factor `1 / (1 + rho sigma)` for a quadratic program, sigma the smallest eigenvalue of `A Q^-1 A'`
+that is not 0. A larger penalty means fewer steps and a worse conditioned inner problem.
 
 Not done here: inequality rows and bounds (their inner problem is piecewise; the view refuses them), inexact inner
 minimisers, a penalty for each row. At its limit the penalty stays there; the steps go on.
@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import optax
 
 from pdopt.errors import InvalidOption, require_range
+from pdopt.geometry.checks import concrete
 from pdopt.problems.views import constrained, require_augmented_minimiser
 from pdopt.rules.saddle import Parts, row, saddle_step
 from pdopt.types import Memory, Pair, Visit, record
@@ -70,7 +71,7 @@ class AugmentedLagrangian:
     def __post_init__(self) -> None:
         if not isinstance(self.every, int) or self.every < 1:
             raise InvalidOption(f"every is {self.every!r}; expected an integer >= 1")
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(self)):
+        if not concrete(self):
             return
         if self.penalty is not None:
             require_range("penalty", self.penalty, 0.0, open_low=True)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from pdopt.errors import InvalidOption, require_range
+from pdopt.geometry.checks import concrete
 from pdopt.problems.views import constrained, require_minimiser
 from pdopt.rules.acceleration import Averaged, Plain, Relaxed, Track, check_averaged
 from pdopt.rules.saddle import Parts, row, saddle_step
@@ -62,7 +63,7 @@ class DualAscent:
             raise InvalidOption(f"acceleration is {self.acceleration!r}; expected Plain, Averaged or Relaxed")
         if not isinstance(self.every, int) or self.every < 1:
             raise InvalidOption(f"every is {self.every!r}; expected an integer >= 1")
-        if self.stepsize is not None and not isinstance(self.stepsize, jax.core.Tracer):
+        if self.stepsize is not None and concrete(self.stepsize):
             require_range("stepsize", self.stepsize, 0.0, open_low=True)
         check_averaged(self.acceleration, 2 / 3, "dual ascent")
 

@@ -9,9 +9,10 @@ the mean of the pairs:
 
     theta = 1, mirror primal    s <= 1/|A|: gap of the mean <= (D_x + D_y) / (s k), the rate 1/k of Chambolle and Pock
                                 (2016, "On the ergodic convergence rates"): extrapolating x is what makes it optimistic
-    theta = 0, mirror primal    the pairs circle the equilibrium; their mean did as well on random games, without a bound
+    theta = 0, mirror primal    the pairs circle the equilibrium; no bound is claimed for their mean
     theta = -1 (simultaneous)   the pairs drift away from it; gap of the mean <= (D_x + D_y) / (s k) + O(s)
-    theta = 0, best response    dual mirror ascent on `min_x L(x, .)`, s_k = s / sqrt(k): 1/sqrt(k) (Freund, Schapire 1999)
+    theta = 0, best response    dual mirror ascent on `min_x L(x, .)`: 1/sqrt(k) for steps s / sqrt(k) up to a factor
+                                log k (Freund, Schapire 1999, for constant steps and a known k)
 
 Not done here: restarts (PDHG has them, and reaches high accuracy), other sets than the problem's own.
 """
@@ -22,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from pdopt.errors import InvalidOption, require_range, unknown_name
+from pdopt.geometry.checks import concrete
 from pdopt.geometry.entropic import Entropic
 from pdopt.geometry.moves import Euclidean
 from pdopt.problems.views import mirrored
@@ -81,7 +83,7 @@ class MirrorDescent:
             raise InvalidOption(f"acceleration is {self.acceleration!r}; expected Averaged() or Plain()")
         if not isinstance(self.every, int) or self.every < 1:
             raise InvalidOption(f"every is {self.every!r}; expected an integer >= 1")
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(self)):
+        if not concrete(self):
             return
         if self.stepsize is not None:
             require_range("stepsize", self.stepsize, 0.0, open_low=True)

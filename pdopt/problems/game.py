@@ -2,8 +2,9 @@
 
     min_x max_y  x'A y       x in the simplex of m row actions, y in the simplex of n column actions
 
-By von Neumann (1928) the order does not matter: `max_j (A'x)_j` is what x can be made to pay, `min_i (A y)_i` what y can
-be held to, and they meet at the value of the game. So a pair proves by itself how good it is, with no further data.
+By von Neumann (1928) the order does not matter: `max_j (A'x)_j` is what x can be made to pay, `min_i (A y)_i` what y
+can be held to, and they meet at the value of the game. So a pair proves by itself how good it is, with no further
+data.
 """
 
 from dataclasses import InitVar

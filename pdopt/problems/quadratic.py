@@ -96,15 +96,16 @@ class QuadraticProgram:
     @property
     def linear(self) -> LinearProgram:
         """The linear program with the same rows, bounds, linear objective and sense."""
-        rows = {name: getattr(self, name) for name in FIELDS}
-        return LinearProgram(**rows, maximise=self.maximise, check=False, dtype=self.c.dtype, allow_low_precision=True)
+        return self._linear(self.c, self.offset)
 
     def tangent(self, x: Any) -> LinearProgram:
         """The linear program with the same objectives and reduced costs at x (see the head of this file)."""
         curved = self.Q.matvec(x)
-        return self.linear.replace(
-            c=self.c + curved, offset=self.offset - x @ curved / 2, check=False, allow_low_precision=True
-        )
+        return self._linear(self.c + curved, self.offset - x @ curved / 2)
+
+    def _linear(self, c: Any, offset: Any) -> LinearProgram:
+        rows = (self.A, self.row_lower, self.row_upper, self.lower, self.upper)
+        return LinearProgram(c, *rows, offset, self.maximise, check=False, allow_low_precision=True)
 
     def minimised(self) -> "QuadraticProgram":
         """The same problem as a minimisation."""
@@ -113,7 +114,8 @@ class QuadraticProgram:
         with precision_scope(self):
             ones = jnp.ones(self.shape[1], self.c.dtype)
             Q, c, offset = self.Q.scale(-ones, ones), -self.c, -self.offset
-        return self.replace(Q=Q, c=c, offset=offset, maximise=False, check=False, allow_low_precision=True)
+        rows = (self.A, self.row_lower, self.row_upper, self.lower, self.upper)
+        return QuadraticProgram(Q, c, *rows, offset, check=False, allow_low_precision=True)
 
     def flip(self, pair: Pair) -> Pair:
         """The pair between the user's sense and the minimisation (its own inverse): multipliers change sign."""
@@ -188,8 +190,7 @@ def _check_definite(Q: Dense, sense: float) -> None:
         return
     values = np.linalg.eigvalsh(sense * matrix.astype(np.float64))
     if values[0] < -100 * np.finfo(matrix.dtype).eps * np.abs(values).max():
-        side, kind, which = ("positive", "minimisation", "smallest") if sense > 0 else ("negative", "maximisation", "largest")
+        side, which = ("positive", "smallest") if sense > 0 else ("negative", "largest")
         raise InvalidProblem(
-            f"Q is not {side} semidefinite: its {which} eigenvalue is {sense * values[0]:g}; "
-            f"a {kind} needs a convex problem"
+            f"Q is not {side} semidefinite: its {which} eigenvalue is {sense * values[0]:g}; the problem is not convex"
         )

@@ -3,10 +3,10 @@
     minimiser(y)                  Q x = R'y - c                                      Q positive definite
     augmented_minimiser(y, rho)   (Q + rho A'A) x = A'y + rho A'b - c                rows A x = b only, no bounds
 
-Bounds on x are rows too: `R = [A; M]` with M the rows of the identity that have a finite bound (0 for the others), and y
-holds one signed multiplier for each. So the Lagrangian is a smooth quadratic in x, and the intervals `[rl, ru]`, `[l, u]`
-are held by the move. With an inequality row the *augmented* Lagrangian would be piecewise quadratic in x; no exact
-minimiser of that is offered here, and `require_augmented_minimiser` refuses such problems.
+Bounds on x are rows too: `R = [A; M]` with M the rows of the identity that have a finite bound (0 for the others),
+and y holds one signed multiplier for each. So the Lagrangian is a smooth quadratic in x, and the sides rl, ru, l and u
+are held by the move. With an inequality row the *augmented* Lagrangian would be piecewise quadratic in
+x; no exact minimiser of that is offered here, and `require_equalities` refuses such problems.
 """
 
 from typing import Any
@@ -63,7 +63,7 @@ class QuadraticConstrained:
         return Pair(jnp.zeros_like(self.c), jnp.zeros(self.rows.shape[0], self.c.dtype))
 
     def into(self, pair: Pair) -> Pair:
-        """A pair of the problem; the multipliers of the bounds are the reduced costs, all with signs their rows allow."""
+        """A pair of the problem; multipliers of bounds are the reduced costs, all with signs that their rows allow."""
         x, y = pair
         if y.shape[0] == self.own:
             reduced = self.c + self.Q @ x - y @ self.rows[: self.own]
@@ -134,33 +134,33 @@ def require_strictly_convex(qp: QuadraticProgram) -> None:
     least = _least_eigenvalue(qp, with_rows=False)
     if least is not None:
         raise UnsupportedProblem(
-            f"Q is not definite (smallest eigenvalue {least:.3g}); the Lagrangian of this QuadraticProgram has no unique "
-            "minimiser in x. AugmentedLagrangian needs only Q + A'A definite"
+            f"Q is not definite (smallest eigenvalue {least:.3g}), so the Lagrangian of this QuadraticProgram has no "
+            "unique minimiser in x; AugmentedLagrangian needs only Q + A'A definite"
         )
 
 
 def require_equalities(qp: QuadraticProgram) -> None:
     """Raise `UnsupportedProblem` unless all rows are equalities, no variable is bounded and Q + A'A is definite."""
-    named = (("lower", -np.inf), ("upper", np.inf))
     low, high = concrete(qp.row_lower), concrete(qp.row_upper)
     if low is not None and high is not None and (low != high).any():
         at = int(np.argmax(low != high))
         raise UnsupportedProblem(
-            f"row {at} is {low[at]:g} <= a'x <= {high[at]:g}; the augmented Lagrangian here takes equality rows only: an "
-            "exact minimiser for inequality rows is missing. DualAscent takes them"
+            f"row {at} is {low[at]:g} <= a'x <= {high[at]:g}; the augmented Lagrangian takes equality rows only here, "
+            "as an exact minimiser for inequality rows is missing; DualAscent takes them"
         )
-    for name, absent in named:
+    for name, absent in (("lower", -np.inf), ("upper", np.inf)):
         bound = concrete(getattr(qp, name))
         if bound is not None and (bound != absent).any():
             at = int(np.argmax(bound != absent))
             raise UnsupportedProblem(
-                f"{name} is {bound[at]:g} at index {at}; the augmented Lagrangian here takes free variables only: an exact "
-                "minimiser within bounds is missing. DualAscent takes them"
+                f"{name} is {bound[at]:g} at index {at}; the augmented Lagrangian takes free variables only here, as "
+                "an exact minimiser within bounds is missing; DualAscent takes them"
             )
     least = _least_eigenvalue(qp, with_rows=True)
     if least is not None:
         raise UnsupportedProblem(
-            f"Q + A'A is singular (smallest eigenvalue {least:.3g}); the augmented Lagrangian has no unique minimiser in x"
+            f"Q + A'A is singular (smallest eigenvalue {least:.3g}), so the augmented Lagrangian has no unique "
+            "minimiser in x"
         )
 
 

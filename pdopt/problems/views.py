@@ -62,8 +62,9 @@ class Saddle(Protocol):
 class Mirrored(Saddle, Protocol):
     """A saddle view whose sides are moved by geometry (Euclidean or entropic).
 
-    `descend(x, gradient, step)` is the primal mirror step, `best(y)` an exact argmin over x of `f(x) + <v(x), y>`; `move`
-    is the dual mirror step, and `norm()` is taken in the norms in which the two divergences are 1-strongly convex.
+    `descend(x, gradient, step)` is the primal mirror step, `best(y)` an exact argmin over x of `f(x) + <v(x), y>`;
+    `move` is the dual mirror step, and `norm()` is taken in the norms in which the two divergences are 1-strongly
+    convex.
     """
 
     def descend(self, x: Any, gradient: Any, step: Any) -> Any: ...
@@ -185,7 +186,7 @@ def mirrored(problem: Any, move: Move) -> Any:
     Raises:
         UnsupportedProblem: the problem has no such view. InvalidOption: a move without that set.
     """
-    raise UnsupportedProblem(f"{type(problem).__name__} has no mirrored saddle view: its sets have no second geometry here")
+    raise UnsupportedProblem(f"{type(problem).__name__} has no mirrored saddle view: its sets have one geometry")
 
 
 @singledispatch
@@ -195,7 +196,7 @@ def constrained(problem: Any) -> Any:
     Raises:
         UnsupportedProblem: the problem has no exact inner minimiser.
     """
-    raise UnsupportedProblem(f"{type(problem).__name__} has no constrained view: no exact minimiser of its Lagrangian in x")
+    raise UnsupportedProblem(f"{type(problem).__name__} has no constrained view: no exact minimiser of its Lagrangian")
 
 
 @singledispatch

@@ -137,6 +137,13 @@ def test_dependent_but_consistent_rows_are_solved() -> None:
 
 
 def test_settings_are_checked() -> None:
-    for settings in ({"penalty": 0.0}, {"growth": 0.5}, {"shrink": 0.0}, {"shrink": 2.0}, {"largest": 0.1}, {"every": 1.5}):
+    for settings in (
+        {"penalty": 0.0},
+        {"growth": 0.5},
+        {"shrink": 0.0},
+        {"shrink": 2.0},
+        {"largest": 0.1},
+        {"every": 1.5},
+    ):
         with pytest.raises(InvalidOption, match=next(iter(settings))):
             pdopt.AugmentedLagrangian(**settings)

@@ -200,7 +200,9 @@ def softmax_step(p: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("move", "step"), [(Euclidean(), lambda p, v: project(p + v)), (Entropic(), softmax_step)], ids=["ascent", "weights"]
+    ("move", "step"),
+    [(Euclidean(), lambda p, v: project(p + v)), (Entropic(), softmax_step)],
+    ids=["ascent", "weights"],
 )
 @pytest.mark.parametrize("theta", [0.0, 1.0, -1.0])
 def test_mirror_descent_is_projected_ascent_or_multiplicative_weights(
@@ -249,9 +251,7 @@ def test_a_trainers_order_gives_the_same_sequence(theta: float) -> None:
     Q, c, A, b = quadratic_data()
     with jax.enable_x64(True):
         Q, c, A, b = (jnp.asarray(v) for v in (Q, c, A, b))
-        parts = row(
-            lambda x, y: x - 0.1 * (Q @ x + c + A.T @ y), lambda x: A @ x - b, Euclidean(Reals()), theta=theta
-        )
+        parts = row(lambda x, y: x - 0.1 * (Q @ x + c + A.T @ y), lambda x: A @ x - b, Euclidean(Reals()), theta=theta)
         pair = Pair(jnp.ones(6), jnp.zeros(3))
         late, skipped = trainer(parts, 0.2, pair), trainer(parts, 0.2, pair, first=False)
         for a in late:

@@ -52,7 +52,7 @@ def test_the_default_step_is_that_of_the_geometry() -> None:
 
 
 def test_extrapolation_makes_the_last_pair_converge() -> None:
-    """Rock, paper, scissors from a lopsided start: theta = 1 goes to the middle, theta = 0 circles, -1 drifts outwards."""
+    """Rock, paper, scissors from a lopsided start: theta = 1 goes to the middle, 0 circles, -1 drifts outwards."""
     payoff = [[0.0, 1.0, -1.0], [-1.0, 0.0, 1.0], [1.0, -1.0, 0.0]]
     problem = pdopt.MatrixGame(payoff, dtype=np.float64)
     start = Pair(np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.5, 0.3]))

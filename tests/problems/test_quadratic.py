@@ -29,12 +29,14 @@ def data(seed: int, m: int = 3, n: int = 5) -> dict[str, Any]:
 
 
 def by_definition(d: dict[str, Any], x: np.ndarray, y: np.ndarray, z: np.ndarray) -> tuple[float, ...]:
-    """Primal and dual residual and both objectives for given reduced costs, in NumPy (linear spec, sections 1 and 7)."""
+    """Primal and dual residual and both objectives for given reduced costs (linear spec, sections 1 and 7)."""
     finite = lambda v: np.where(np.isfinite(v), v, 0)
     plus = lambda v: np.maximum(v, 0)
     row = d["A"] @ x
     primal = np.r_[row - np.clip(row, d["row_lower"], d["row_upper"]), x - np.clip(x, d["lower"], d["upper"])]
-    y_valid = np.clip(y, np.where(np.isfinite(d["row_upper"]), -np.inf, 0), np.where(np.isfinite(d["row_lower"]), np.inf, 0))
+    y_valid = np.clip(
+        y, np.where(np.isfinite(d["row_upper"]), -np.inf, 0), np.where(np.isfinite(d["row_lower"]), np.inf, 0)
+    )
     dual = np.r_[d["c"] + d["Q"] @ x - d["A"].T @ y - z, y - y_valid]
     curve = x @ d["Q"] @ x / 2
     rows = np.sum(finite(d["row_lower"]) * plus(y_valid) - finite(d["row_upper"]) * plus(-y_valid))
@@ -52,7 +54,8 @@ def test_optimality_is_the_definition(seed: int) -> None:
     qp = pdopt.QuadraticProgram(**d, dtype=np.float64)
     found = qp.optimality(Pair(x, y))
     z = np.asarray(found.proof)
-    assert (z[~np.isfinite(d["lower"])] <= 0).all() and (z[~np.isfinite(d["upper"])] >= 0).all()
+    assert (z[~np.isfinite(d["lower"])] <= 0).all()
+    assert (z[~np.isfinite(d["upper"])] >= 0).all()
     primal, dual, upper, lower = by_definition(d, x, y, z)
     residuals = found.residuals
     np.testing.assert_allclose(

@@ -1,11 +1,11 @@
 """Every method on every problem: solved and checked against an independent reference, or refused with a reason.
 
-A method joins by a line in METHODS (what it accepts, and to which tolerance in float64 and float32), a problem by a line
-in PROBLEMS (how it is made, and who else solves it). References: HiGHS (through SciPy) for linear programs and games, a
-KKT system in NumPy for equality rows, Clarabel for the rest.
+A method joins by a line in METHODS (what it accepts, and to which tolerance in float64 and float32), a problem by a
+line in PROBLEMS (how it is made, and who else solves it). References: HiGHS (through SciPy) for linear programs and
+games, a KKT system in NumPy for equality rows, Clarabel for the rest.
 
-How close an answer must be follows from its residuals, not from habit. For a convex program with reference (x*, y*, z*),
-value f*, and a pair with absolute residuals (primal, dual, gap):
+How close an answer must be follows from its residuals, not from habit. For a convex program with reference (x*, y*,
+z*), value f*, and a pair with absolute residuals (primal, dual, gap):
 
     -|(y*, z*)| primal  <=  P - f*  <=  gap + |x*| dual         (weak duality, and the prices of what is broken)
     lambda |x - x*|^2 / 2  <=  gap + |x*| dual + |(y*, z*)| primal,      lambda the smallest eigenvalue of Q
@@ -231,13 +231,14 @@ def test_solves(method: str, problem: str, dtype: Any) -> None:
     solution = pdopt.solve(built, entry.method, start=zeros(built), **options)
     assert solution.reason is Status.OPTIMAL, (solution.reason, int(solution.iterations), solution.residuals)
     assert float(built.residuals(solution.pair).error) <= tolerance * 1.01
-    assert solution.x.dtype == dtype and solution.y.dtype == dtype
+    assert {leaf.dtype for leaf in solution.pair} == {np.dtype(dtype)}
     near(solution, built, data, case.reference(data), dtype)
     # A warm start at the solution takes no step, and comes back as it was.
     again = pdopt.solve(built, entry.method, start=solution, **{**options, "tolerance": 2 * tolerance})
     assert int(again.iterations) == 0
     assert again.reason is Status.OPTIMAL
-    np.testing.assert_allclose(again.x, solution.x, rtol=0, atol=10 * float(jnp.finfo(dtype).eps) * (1 + np.abs(solution.x).max()))
+    rounding = 10 * float(jnp.finfo(dtype).eps) * (1 + np.abs(solution.x).max())
+    np.testing.assert_allclose(again.x, solution.x, rtol=0, atol=rounding)
 
 
 @pytest.mark.parametrize(("method", "problem"), REFUSED)
@@ -290,5 +291,9 @@ def test_steps_without_jit(method: str, problem: str) -> None:
 def test_every_pair_is_in_the_table() -> None:
     assert len(SOLVED) + len(REFUSED) == len(METHODS) * len(PROBLEMS)
     assert {problem for _, problem in SOLVED} == set(PROBLEMS), "a problem that no method solves"
-    public = {name for name in ("PDHG", "DualAscent", "AugmentedLagrangian", "MirrorDescent")}
-    assert public <= {type(entry.method).__name__ for entry in METHODS.values()}
+    public = {
+        name
+        for name in pdopt.__all__
+        if hasattr(getattr(pdopt, name), "view") and hasattr(getattr(pdopt, name), "init")
+    }
+    assert public == {type(entry.method).__name__ for entry in METHODS.values()}, "a public method outside the table"
