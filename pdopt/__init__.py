@@ -11,9 +11,19 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pdopt.geometry.entropic import Entropic
+    from pdopt.geometry.moves import Euclidean
+    from pdopt.methods.augmented_lagrangian import AugmentedLagrangian
+    from pdopt.methods.dual_ascent import DualAscent
+    from pdopt.methods.mirror_descent import MirrorDescent
     from pdopt.methods.pdhg import PDHG
+    from pdopt.operators.dense import Dense
+    from pdopt.operators.implicit import Implicit
+    from pdopt.operators.sparse import Sparse
+    from pdopt.problems.game import MatrixGame
     from pdopt.problems.linear import LinearProgram
     from pdopt.problems.mps import read_model, read_mps
+    from pdopt.problems.quadratic import QuadraticProgram
     from pdopt.problems.solution_file import read_solution, write_solution
     from pdopt.rules.loop import HISTORY
     from pdopt.run import run
@@ -24,11 +34,21 @@ if TYPE_CHECKING:
 _HOMES = {
     "HISTORY": "rules.loop",
     "PDHG": "methods.pdhg",
+    "AugmentedLagrangian": "methods.augmented_lagrangian",
+    "Dense": "operators.dense",
+    "DualAscent": "methods.dual_ascent",
+    "Entropic": "geometry.entropic",
+    "Euclidean": "geometry.moves",
+    "Implicit": "operators.implicit",
     "LinearProgram": "problems.linear",
+    "MatrixGame": "problems.game",
     "Memory": "types",
+    "MirrorDescent": "methods.mirror_descent",
     "Pair": "types",
+    "QuadraticProgram": "problems.quadratic",
     "Residuals": "types",
     "Solution": "types",
+    "Sparse": "operators.sparse",
     "Status": "types",
     "Steps": "types",
     "Visit": "types",
@@ -44,11 +64,21 @@ _HOMES = {
 __all__ = [
     "HISTORY",
     "PDHG",
+    "AugmentedLagrangian",
+    "Dense",
+    "DualAscent",
+    "Entropic",
+    "Euclidean",
+    "Implicit",
     "LinearProgram",
+    "MatrixGame",
     "Memory",
+    "MirrorDescent",
     "Pair",
+    "QuadraticProgram",
     "Residuals",
     "Solution",
+    "Sparse",
     "Status",
     "Steps",
     "Visit",

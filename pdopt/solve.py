@@ -16,9 +16,12 @@ import numpy as np
 from jax.core import Tracer
 
 from pdopt.errors import InvalidOption, InvalidProblem, UnsupportedProblem, require_range
+from pdopt.methods.dual_ascent import DualAscent
 from pdopt.methods.pdhg import PDHG
 from pdopt.problems.checks import concrete
+from pdopt.problems.game import MatrixGame
 from pdopt.problems.linear import LinearProgram
+from pdopt.problems.quadratic import QuadraticProgram
 from pdopt.rules.implicit import GRADIENTS, envelope, guard
 from pdopt.rules.loop import Carry, advance_until, begin
 from pdopt.runtime.precision import as_array, precision_scope
@@ -42,6 +45,16 @@ def default_method(problem: Any) -> Any:
 @default_method.register
 def _(problem: LinearProgram) -> PDHG:
     return PDHG()
+
+
+@default_method.register
+def _(problem: MatrixGame) -> PDHG:
+    return PDHG()
+
+
+@default_method.register
+def _(problem: QuadraticProgram) -> DualAscent:
+    return DualAscent()
 
 
 def solve(
@@ -87,6 +100,8 @@ def solve(
     """
     method = default_method(problem) if method is None else method
     with precision_scope(problem):
+        if hasattr(method, "admit"):
+            method.admit(problem)
         options = checked_options(problem, tolerance, max_iterations, gradient, history)
         return _solve(problem, method, checked_start(problem, start), *options, gradient, history)
 

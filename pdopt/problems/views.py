@@ -1,8 +1,12 @@
 """Problems in the form that methods consume: a view is data plus pure verbs, never a closure.
 
 `Saddle`: `min_x max_y f(x) + <v(x), y> - h(y)` with an affine violation `v`: what PDHG and mirror descent need.
-`Constrained`: `min f(x)` subject to `v(x)` in a cone, with the two inner minimisers of dual ascent and of the augmented
-Lagrangian. A view carries pairs in (`into`) and out (`back`) of its own units.
+`Mirrored`: a saddle view whose two sides also move by geometry, for mirror descent.
+`Constrained`: `min f(x)` subject to constraints held by a move, with the two inner minimisers of dual ascent and of the
+augmented Lagrangian. A view carries pairs in (`into`) and out (`back`) of its own units.
+
+`saddle`, `mirrored` and `constrained` give a problem's views; those of games and quadratic programs are written in
+`game_view.py` and `quadratic_view.py`.
 """
 
 from functools import singledispatch
@@ -10,12 +14,18 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 
-from pdopt.errors import UnsupportedProblem
-from pdopt.geometry.moves import Interval
+from pdopt.errors import InvalidOption, UnsupportedProblem
+from pdopt.geometry.balls import Simplex
+from pdopt.geometry.entropic import Entropic
+from pdopt.geometry.moves import Euclidean, Interval, Move
 from pdopt.operators.base import Order
 from pdopt.operators.norms import spectral_norm
 from pdopt.operators.scaling import Scaling, equilibrate
+from pdopt.problems.game import MatrixGame
+from pdopt.problems.game_view import GameSaddle
 from pdopt.problems.linear import LinearProgram
+from pdopt.problems.quadratic import QuadraticProgram
+from pdopt.problems.quadratic_view import QuadraticConstrained, require_equalities, require_strictly_convex
 from pdopt.types import Pair, record
 
 
@@ -46,6 +56,52 @@ class Saddle(Protocol):
 
     largest: Any
     balance: Any
+
+
+@runtime_checkable
+class Mirrored(Saddle, Protocol):
+    """A saddle view whose sides are moved by geometry (Euclidean or entropic).
+
+    `descend(x, gradient, step)` is the primal mirror step, `best(y)` an exact argmin over x of `f(x) + <v(x), y>`;
+    `move` is the dual mirror step, and `norm()` is taken in the norms in which the two divergences are 1-strongly
+    convex.
+    """
+
+    def descend(self, x: Any, gradient: Any, step: Any) -> Any: ...
+
+    def best(self, y: Any) -> Any: ...
+
+
+@runtime_checkable
+class Constrained(Protocol):
+    """What the methods of multipliers see: `min f(x)` with violation `v(x)`, multipliers moved by `move`.
+
+    `minimiser(y)` is the argmin over x of the Lagrangian `f(x) + <v(x), y>`, `augmented_minimiser(y, rho)` that of
+    `augmented(x, y, rho) = f(x) + penalty(y, v(x), rho)`, the penalty being the Moreau envelope of the move.
+    `smoothness()` is the Lipschitz constant of the dual gradient `v(minimiser(y))`, `stiffness()` a first penalty.
+    """
+
+    def start(self) -> Pair: ...
+
+    def into(self, pair: Pair) -> Pair: ...
+
+    def back(self, pair: Pair) -> Pair: ...
+
+    def objective(self, x: Any) -> Any: ...
+
+    def violation(self, x: Any) -> Any: ...
+
+    def move(self, y: Any, v: Any, step: Any) -> Any: ...
+
+    def minimiser(self, y: Any) -> Any: ...
+
+    def augmented(self, x: Any, y: Any, rho: Any) -> Any: ...
+
+    def augmented_minimiser(self, y: Any, rho: Any) -> Any: ...
+
+    def smoothness(self) -> Any: ...
+
+    def stiffness(self) -> Any: ...
 
 
 @record
@@ -123,6 +179,42 @@ def saddle(problem: Any, scaling: Scaling) -> Any:
     raise UnsupportedProblem(f"{type(problem).__name__} has no saddle view")
 
 
+@singledispatch
+def mirrored(problem: Any, move: Move) -> Any:
+    """The saddle view of a problem with both sides moved by the geometry of `move`, on the problem's own sets.
+
+    Raises:
+        UnsupportedProblem: the problem has no such view. InvalidOption: a move without that set.
+    """
+    raise UnsupportedProblem(f"{type(problem).__name__} has no mirrored saddle view: its sets have one geometry")
+
+
+@singledispatch
+def constrained(problem: Any) -> Any:
+    """The constrained view of a problem, with exact inner minimisers; a problem joins by `constrained.register`.
+
+    Raises:
+        UnsupportedProblem: the problem has no exact inner minimiser.
+    """
+    raise UnsupportedProblem(f"{type(problem).__name__} has no constrained view: no exact minimiser of its Lagrangian")
+
+
+@singledispatch
+def require_minimiser(problem: Any) -> None:
+    """Look at a problem's data before tracing: raise unless `constrained(problem).minimiser` exists.
+
+    Raises:
+        UnsupportedProblem: what is missing. Traced data pass; the run then tells by its status.
+    """
+    constrained(problem)
+
+
+@singledispatch
+def require_augmented_minimiser(problem: Any) -> None:
+    """Likewise for `constrained(problem).augmented_minimiser`."""
+    constrained(problem)
+
+
 @saddle.register
 def _(lp: LinearProgram, scaling: Scaling) -> LinearSaddle:
     lp = lp.minimised()
@@ -143,6 +235,36 @@ def _(lp: LinearProgram, scaling: Scaling) -> LinearSaddle:
     D, E = _put(row_order, D), _put(column_order, E)
     c, l, u = (_put(column_order, v) for v in (objective * c, bound * l, bound * u))
     return LinearSaddle(operator, c, l, u, move, D, E, bound, objective, largest, balance, row_order, column_order)
+
+
+@saddle.register
+def _(game: MatrixGame, scaling: Scaling) -> GameSaddle:
+    return mirrored(game, Euclidean(Simplex()))
+
+
+@mirrored.register
+def _(game: MatrixGame, move: Move) -> GameSaddle:
+    if not isinstance(move, Euclidean | Entropic):
+        raise InvalidOption(f"move is {move!r}; expected Euclidean() or Entropic(), which move inside a simplex")
+    own = type(move)(Simplex())
+    dtype = game.payoff.dtype
+    largest = jnp.max(game.payoff.row_norms("linf"), initial=0)
+    return GameSaddle(game.payoff, own, own, largest, jnp.ones((), dtype))
+
+
+@constrained.register
+def _(qp: QuadraticProgram) -> QuadraticConstrained:
+    return QuadraticConstrained.make(qp.minimised())
+
+
+@require_minimiser.register
+def _(qp: QuadraticProgram) -> None:
+    require_strictly_convex(qp)
+
+
+@require_augmented_minimiser.register
+def _(qp: QuadraticProgram) -> None:
+    require_equalities(qp)
 
 
 def _put(order: Order | None, v: Any) -> Any:
