@@ -59,7 +59,7 @@ def begin(judge: Any, view: Any, method: Any, start: Pair, tolerance: Any, histo
     """The first carry; the start is judged too, so a warm start at the optimum takes no step.
 
     Args:
-        judge: the problem on the user's data (`optimality(pair)`; optionally `valid()`, `crossed()`, `rays(direction)`).
+        judge: the problem on the user's data: `optimality(pair)`, optionally `valid()`, `crossed()`, `rays(direction)`.
         start: a pair in the user's units.
         history: rows of history to keep (static).
     """
