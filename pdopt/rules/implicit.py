@@ -53,15 +53,21 @@ def guard(result: Any, data: Any) -> Any:
 @guard.defjvp
 def _guard_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
     result, data = primals
-    moved = [t for t in jax.tree.leaves(tangents[1]) if jnp.issubdtype(t.dtype, jnp.inexact)]
+    moved = [t for t in jax.tree.leaves(tangents[1]) if jnp.issubdtype(_dtype(t), jnp.inexact)]
 
     def refused(leaf: Any) -> Any:
-        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
-            return np.zeros(leaf.shape, jax.dtypes.float0)  # what JAX calls the tangent of an integer
-        total = sum((jnp.sum(t).astype(leaf.dtype) for t in moved), jnp.zeros((), leaf.dtype))
-        return _refused.bind(jnp.broadcast_to(total, leaf.shape))
+        kind = _dtype(leaf)
+        if not jnp.issubdtype(kind, jnp.inexact):
+            return np.zeros(jnp.shape(leaf), jax.dtypes.float0)  # what JAX calls the tangent of an integer
+        total = sum((jnp.sum(t).astype(kind) for t in moved), jnp.zeros((), kind))
+        return _refused.bind(jnp.broadcast_to(total, jnp.shape(leaf)))
 
     return guard(result, data), jax.tree.map(refused, result)
+
+
+def _dtype(leaf: Any) -> Any:
+    """Of an array, a tracer, a float0 tangent or a Python number."""
+    return leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
 
 
 def envelope(value: Any, lagrangian: Any) -> Any:
