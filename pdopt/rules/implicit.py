@@ -1,11 +1,11 @@
 """Derivatives of a solution by its optimality conditions, and a guard where no rule exists.
 
-The optimal value needs no rule of its own: with the pair held, `value + (L - stop(L))` has the derivative of the
-Lagrangian, which is that of the value (envelope theorem); it works forward, backward and batched. The pair itself has
-a derivative only where a rule says so. Where none does, `guard` makes sure that nobody reads a silent zero: a gradient
-taken back through the pair raises, a tangent pushed forward through it is NaN.
+The optimal value has the derivative of the Lagrangian with the pair held (envelope theorem): forward, backward, batched.
+The pair itself has a derivative only where a rule says so. Where none does, `guard` makes sure that nobody reads a
+silent zero: a gradient taken back through the pair raises, a tangent pushed forward through it is NaN.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -70,6 +70,34 @@ def _dtype(leaf: Any) -> Any:
     return leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
 
 
-def envelope(value: Any, lagrangian: Any) -> Any:
-    """`value`, with the derivative of `lagrangian`: what the envelope theorem says of an optimal value."""
-    return jax.lax.stop_gradient(value) + (lagrangian - jax.lax.stop_gradient(lagrangian))
+def envelope(value: Any, lagrangian: Callable[[Any], Any], data: Any) -> Any:
+    """`value`, with the derivative of `lagrangian` at `data`: what the envelope theorem says of an optimal value.
+
+    The slopes are computed here and now, in the precision scope of the solve, so that pulling a gradient back is one
+    product a leaf and works wherever the caller stands. A second derivative would need that of the pair and is refused.
+
+    Example:
+        >>> print(jax.grad(lambda c: envelope(jnp.float32(7), lambda d: jnp.sum(d**2), c))(jnp.arange(3.0)))
+        [0. 2. 4.]
+    """
+    slopes = jax.grad(lagrangian, allow_int=True)(jax.lax.stop_gradient(data))
+    pairs = [
+        (leaf, slope)
+        for leaf, slope in zip(jax.tree.leaves(data), jax.tree.leaves(slopes))
+        if jnp.issubdtype(_dtype(leaf), jnp.floating)
+    ]
+    leaves = [leaf for leaf, _ in pairs]
+    return _sloped(jax.lax.stop_gradient(value), leaves, guard([slope for _, slope in pairs], leaves))
+
+
+@jax.custom_jvp
+def _sloped(value: Any, leaves: Any, slopes: Any) -> Any:
+    """`value`; its derivative with respect to `leaves` is `slopes`."""
+    return value
+
+
+@_sloped.defjvp
+def _sloped_jvp(primals: tuple[Any, Any, Any], tangents: tuple[Any, Any, Any]) -> tuple[Any, Any]:
+    value, leaves, slopes = primals
+    parts = [jnp.sum(slope * moved) for slope, moved in zip(slopes, tangents[1])]
+    return _sloped(value, leaves, slopes), sum(parts, jnp.zeros_like(value))

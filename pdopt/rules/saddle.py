@@ -26,7 +26,6 @@ import jax
 
 from pdopt.types import Memory, Pair
 
-
 NO_MEMORY = Memory()
 
 
