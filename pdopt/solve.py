@@ -5,6 +5,7 @@ A problem offers its judgement (`optimality(pair)` on the user's data), its mini
 is the same loop driven from the host.
 """
 
+import dataclasses
 import warnings
 from functools import partial, singledispatch
 from typing import Any
@@ -12,11 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-
+from jax.core import Tracer
 
 from pdopt.errors import InvalidOption, InvalidProblem, UnsupportedProblem, require_range
 from pdopt.methods.dual_ascent import DualAscent
 from pdopt.methods.pdhg import PDHG
+from pdopt.problems.checks import concrete
 from pdopt.problems.game import MatrixGame
 from pdopt.problems.linear import LinearProgram
 from pdopt.problems.quadratic import QuadraticProgram
@@ -35,7 +37,9 @@ def default_method(problem: Any) -> Any:
     Raises:
         UnsupportedProblem: not a problem of this library.
     """
-    raise UnsupportedProblem(f"problem has type {type(problem).__name__}; expected a pdopt problem (LinearProgram, ...)")
+    raise UnsupportedProblem(
+        f"problem has type {type(problem).__name__}; expected a pdopt problem (LinearProgram, ...)"
+    )
 
 
 @default_method.register
@@ -74,7 +78,8 @@ def solve(
         max_iterations: saddle steps (>= 1). None: 1 000 000.
         gradient: "implicit": `solution.objective` has the derivative of the optimal value with respect to every
             floating leaf of the problem (envelope theorem); the pair has no rule yet and refuses. "none": the result is
-            a constant.
+            a constant. A float64 gradient while JAX's 64-bit mode is off belongs inside `jax.enable_x64(True)`: JAX
+            transposes after `solve` has returned, and would cut it to float32 (with a warning).
         history: rows of `solution.history` to keep: a fixed-size table of checks (columns `pdopt.HISTORY`).
 
     Returns:
@@ -101,21 +106,19 @@ def solve(
         return _solve(problem, method, checked_start(problem, start), *options, gradient, history)
 
 
-def checked_options(
-    problem: Any, tolerance: Any, max_iterations: Any, gradient: str, history: int
-) -> tuple[Any, Any]:
+def checked_options(problem: Any, tolerance: Any, max_iterations: Any, gradient: str, history: int) -> tuple[Any, Any]:
     """Tolerance and iteration limit as arrays of the right type, after validation."""
     dtype = floating_type(problem)
     wide = dtype == np.float64
     tolerance = (1e-6 if wide else 1e-4) if tolerance is None else tolerance
     max_iterations = MAX_ITERATIONS if max_iterations is None else max_iterations
-    if not isinstance(tolerance, jax.core.Tracer):
+    if not isinstance(tolerance, Tracer):
         require_range("tolerance", tolerance, 0.0, open_low=True)
         floor = 10 * float(jnp.finfo(dtype).eps)
         if float(tolerance) < floor:
             message = f"tolerance {float(tolerance):g} is below what {dtype.name} can reach, about {floor:.1e}"
             warnings.warn(message, stacklevel=3)
-    if not isinstance(max_iterations, jax.core.Tracer):
+    if not isinstance(max_iterations, Tracer):
         require_range("max_iterations", max_iterations, 1, 2**30)
     if gradient not in GRADIENTS:
         raise InvalidOption(f"gradient is {gradient!r}; expected one of {GRADIENTS}")
@@ -138,11 +141,14 @@ def checked_start(problem: Any, start: Any) -> Pair | None:
     shapes = problem.pair_shapes()
     for name, given, like in zip(("start.x", "start.y"), pair, shapes):
         if jax.tree.structure(given) != jax.tree.structure(like):
-            raise InvalidProblem(f"{name} has structure {jax.tree.structure(given)}; expected {jax.tree.structure(like)}")
+            raise InvalidProblem(
+                f"{name} has structure {jax.tree.structure(given)}; expected {jax.tree.structure(like)}"
+            )
         for leaf, shape in zip(jax.tree.leaves(given), jax.tree.leaves(like)):
             if np.shape(leaf) != shape.shape:
                 raise InvalidProblem(f"{name} has shape {np.shape(leaf)}; expected {shape.shape}")
-            if not isinstance(leaf, jax.core.Tracer) and np.isnan(np.asarray(leaf)).any():
+            seen = concrete(leaf)
+            if seen is not None and np.isnan(seen).any():
                 raise InvalidProblem(f"{name} has NaN")
     return jax.tree.map(lambda leaf, shape: as_array("start", leaf, shape.dtype), pair, shapes)
 
@@ -157,8 +163,8 @@ def prepare(problem: Any, method: Any, start: Pair | None, tolerance: Any, histo
     """Judge, view and first carry of a run, in the sense of the minimisation."""
     judge = problem.minimised()
     view = method.view(judge)
-    start = view.back(view.start()) if start is None else problem.flip(start)
-    return judge, view, begin(judge, view, method, start, tolerance, history)
+    first = view.back(view.start()) if start is None else problem.flip(start)
+    return judge, view, begin(judge, view, method, first, tolerance, history)
 
 
 def finish(problem: Any, carry: Carry) -> Solution:
@@ -177,9 +183,7 @@ def finish(problem: Any, carry: Carry) -> Solution:
 
 
 @partial(jax.jit, static_argnames=("gradient", "history"))
-def _solve(
-    problem: Any, method: Any, start: Any, tolerance: Any, limit: Any, gradient: str, history: int
-) -> Solution:
+def _solve(problem: Any, method: Any, start: Any, tolerance: Any, limit: Any, gradient: str, history: int) -> Solution:
     still = jax.lax.stop_gradient((problem, method, start, tolerance))
     judge, view, carry = prepare(*still, history)
     carry = advance_until(judge, view, method, carry, limit, still[3], limit)
@@ -189,6 +193,4 @@ def _solve(
     value = problem.sense * problem.minimised().lagrangian(carry.pair, carry.optimality.proof)
     objective = envelope(solution.objective, value)
     floats = [leaf for leaf in jax.tree.leaves(problem) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    return solution.replace(objective=objective, pair=guard(solution.pair, floats))
-
-
+    return dataclasses.replace(solution, objective=objective, pair=guard(solution.pair, floats))

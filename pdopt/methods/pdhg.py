@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pdopt.errors import InvalidOption, require_range, unknown_name
+from pdopt.errors import InvalidOption, unknown_name
 from pdopt.operators.scaling import Scaling
 from pdopt.problems.views import saddle
 from pdopt.rules.acceleration import Averaged, Halpern, Plain, Relaxed, Track, check_averaged
@@ -87,13 +87,17 @@ class PDHG:
         if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(self)):
             self.stepsize.validate()
             self.restart.validate()
-            require_range("gain", self.weight.gain, 0.0, 1.0)
+            self.weight.validate()
         check_averaged(self.acceleration, 0.5, "PDHG")
 
     @staticmethod
     def constant(**settings: Any) -> "PDHG":
         """Reflected Halpern with a constant step 0.998 / |A| (r2HPDHG as in cuPDLPx): no reduction inside the loop."""
-        fixed = {"acceleration": Halpern(1.0), "stepsize": ConstantStep(), "weight": PrimalWeight(gain=0.99)}
+        fixed = {
+            "acceleration": Halpern(1.0),
+            "stepsize": ConstantStep(),
+            "weight": PrimalWeight(gain=0.99, balance=0.0),
+        }
         return PDHG(**{**fixed, **settings})
 
     @staticmethod
@@ -103,7 +107,7 @@ class PDHG:
             "acceleration": Averaged(),
             "stepsize": AdaptiveStep(factor=1.0),
             "restart": FixedPointRestart(0.2, 0.8, 0.36),
-            "weight": PrimalWeight(gain=0.5, integral=0.0),
+            "weight": PrimalWeight(gain=0.5, integral=0.0, balance=0.0),
         }
         return PDHG(**{**fixed, **settings})
 
@@ -180,7 +184,7 @@ class PDHG:
         restart = self.restart.decide(state.epoch, error) & state.size.accepted
         anchor = state.track.anchor
         dx, dy = _distance(candidate.x.point, anchor.x.point), _distance(candidate.y, anchor.y)
-        moved = self.weight.update(state.weight, dx, dy)
+        moved = self.weight.update(state.weight, dx, dy, movement(visit).ratio(state.weight.omega))
         weight = optax.tree.where(restart, moved, state.weight)
         track = optax.tree.where(restart, self.acceleration.init(candidate), state.track)
         first = state.epoch.first

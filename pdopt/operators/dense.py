@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import jax.numpy as jnp
-
 from pdopt.errors import InvalidProblem
 from pdopt.operators.base import Order, reduce_norm
 from pdopt.runtime.precision import as_array
@@ -44,6 +42,10 @@ class Dense:
     def entries(self) -> Any:
         """All stored values, to look at (finite, largest)."""
         return self.matrix
+
+    def astype(self, dtype: Any) -> "Dense":
+        """The same matrix in another floating dtype."""
+        return Dense(as_array("A", self.matrix, dtype))
 
     def matvec(self, x: Any) -> Any:
         """`A x`."""

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
+from jax.core import Tracer
 
 from pdopt.errors import InvalidProblem
 from pdopt.operators.base import Order
@@ -76,7 +77,7 @@ class Sparse:
             if index.size and (index.min() < 0 or index.max() >= size):
                 bad = int(np.flatnonzero((index < 0) | (index >= size))[0])
                 raise InvalidProblem(f"A has {name} index {index[bad]} at entry {bad}; expected 0 to {size - 1}")
-        if not isinstance(values, jax.core.Tracer):
+        if not isinstance(values, Tracer):
             matrix = sp.csr_matrix((np.asarray(values), (row, column)), shape=(m, n))
             matrix.sum_duplicates()
             matrix.eliminate_zeros()
@@ -111,6 +112,14 @@ class Sparse:
     def entries(self) -> Any:
         """All stored values, to look at (finite, largest)."""
         return self.values
+
+    def place(self, entry: int) -> tuple[int, int]:
+        """Row and column of a stored entry, for messages."""
+        return int(self.row[entry]), int(self.column[entry])
+
+    def astype(self, dtype: Any) -> "Sparse":
+        """The same matrix in another floating dtype."""
+        return self if self.dtype == dtype else _with_values(self, as_array("A", self.values, dtype))
 
     def matvec(self, x: Any) -> Any:
         """`A x` from the entries as they stand: quick to compile, for a product now and then."""

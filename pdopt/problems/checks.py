@@ -1,30 +1,33 @@
 """Looking at concrete data before anything is compiled: each finding names the field, the place and the count."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from pdopt.errors import InvalidProblem
 
 
 def concrete(value: Any) -> np.ndarray | None:
     """The value on the host, or None when it is traced (or lives on devices of another process)."""
-    if isinstance(value, jax.core.Tracer) or (isinstance(value, jax.Array) and not value.is_fully_addressable):
+    if isinstance(value, Tracer) or (isinstance(value, jax.Array) and not value.is_fully_addressable):
         return None
     return np.asarray(value)
 
 
-def _refuse(name: str, bad: np.ndarray, what: str) -> None:
+def _refuse(name: str, bad: np.ndarray, what: str, place: Callable[[int], Any] | None = None) -> None:
     if bad.any():
-        place = np.unravel_index(int(np.argmax(bad)), bad.shape)
-        where = int(place[0]) if len(place) == 1 else tuple(int(k) for k in place)
+        first = int(np.argmax(bad))
+        index = tuple(int(k) for k in np.unravel_index(first, bad.shape))
+        where = place(first) if place is not None else index[0] if len(index) == 1 else index
         count = int(bad.sum())
         raise InvalidProblem(f"{name} has {count} {what} at index {where}" + (" (the first)" if count > 1 else ""))
 
 
-def check_finite(name: str, value: Any) -> None:
-    """Raise unless every entry is a finite number.
+def check_finite(name: str, value: Any, place: Callable[[int], Any] | None = None) -> None:
+    """Raise unless every entry is a finite number; `place` turns an entry's number into what the user knows it by.
 
     Example:
         >>> check_finite("c", np.array([0.0, 1.0, float("nan")]))
@@ -34,8 +37,8 @@ def check_finite(name: str, value: Any) -> None:
     """
     seen = concrete(value)
     if seen is not None:
-        _refuse(name, np.isnan(seen), "NaN")
-        _refuse(name, np.isinf(seen), "infinity")
+        _refuse(name, np.isnan(seen), "NaN", place)
+        _refuse(name, np.isinf(seen), "infinity", place)
 
 
 def check_bounds(low_name: str, low: Any, high_name: str, high: Any) -> None:

@@ -16,12 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from pdopt.errors import require_shape
-from pdopt.operators.base import as_operator
+from pdopt.operators.convert import as_operator
 from pdopt.problems.checks import check_bounds, check_finite
 from pdopt.runtime.precision import as_array, precision_scope, resolve_dtype
 from pdopt.types import Optimality, Pair, Residuals, record
 
-RAY_TOLERANCE = 1e-8  # relative error a ray may have (PDLP and MPAX: 1e-8)
+RAY_TOLERANCE = 1e-8  # relative error a ray may have (PDLP and MPAX: 1e-8), at least 8 units of rounding
+# A ray's value must exceed this many units of rounding of its own terms. A feasible problem without strict interior
+# (x1 + x2 = 0.3, x1 <= 0.1, x2 <= 0.2) has directions whose true value is 0; rounding alone makes it +-1e-17.
+ROUNDING = 64
 
 
 class Certificate(NamedTuple):
@@ -77,7 +80,9 @@ class LinearProgram:
     allow_low_precision: InitVar[bool] = False
 
     def __post_init__(self, dtype: Any, check: bool, allow_low_precision: bool) -> None:
-        fields = {name: getattr(self, name) for name in ("c", "A", "row_lower", "row_upper", "lower", "upper", "offset")}
+        fields = {
+            name: getattr(self, name) for name in ("c", "A", "row_lower", "row_upper", "lower", "upper", "offset")
+        }
         dtype = resolve_dtype(fields.items(), dtype, allow_low_precision=allow_low_precision)
         A = as_operator(self.A, dtype)
         m, n = A.shape
@@ -102,7 +107,7 @@ class LinearProgram:
             check_finite("c", self.c)
             check_finite("offset", self.offset)
             if hasattr(A, "entries"):
-                check_finite("A", A.entries)
+                check_finite("A", A.entries, getattr(A, "place", None))
             check_bounds("row_lower", self.row_lower, "row_upper", self.row_upper)
             check_bounds("lower", self.lower, "upper", self.upper)
 
@@ -125,7 +130,8 @@ class LinearProgram:
         """The same problem as a minimisation."""
         if not self.maximise:
             return self
-        return self.replace(c=-self.c, offset=-self.offset, maximise=False, check=False, allow_low_precision=True)
+        changes = {"c": -self.c, "offset": -self.offset, "maximise": False, "check": False, "allow_low_precision": True}
+        return self.replace(**changes)  # pyright: ignore[reportAttributeAccessIssue]
 
     def flip(self, pair: Pair) -> Pair:
         """The pair between the user's sense and the minimisation (its own inverse): multipliers change sign."""
@@ -227,14 +233,19 @@ class LinearProgram:
         primal infeasible: `q = p(dy) + sum_j (l_j [z_j]+ - u_j [-z_j]+) > 0` with `z = -A'dy` zeroed where the bound is
         infinite, what was dropped at most `tolerance q` (Applegate et al. 2021, arXiv 2102.04592). The direction is
         judged on these data, in the sense of the minimisation, with the objective left out of the ray's residual.
+        "Positive" and "negative" mean by more than the rounding of the sum itself, `ROUNDING` units of it; the
+        tolerance is never taken below 8 units (1e-6 in float32).
         """
         rl, ru, l, u = self.row_lower, self.row_upper, self.lower, self.upper
+        unit = float(jnp.finfo(self.c.dtype).eps)
+        tolerance = max(tolerance, 8 * unit)
         dx = jnp.clip(direction.x, jnp.where(jnp.isfinite(l), 0, -jnp.inf), jnp.where(jnp.isfinite(u), 0, jnp.inf))
         dx = dx / _positive(_largest(dx))
         descent = -(self.c @ dx)
         change = self.A.matvec(dx)
         broken = jnp.maximum(jnp.where(jnp.isfinite(rl), -change, 0), jnp.where(jnp.isfinite(ru), change, 0))
-        unbounded = (descent > 0) & (_largest(_plus(broken)) <= tolerance * descent)
+        noise = ROUNDING * unit * _norm(self.c * dx)
+        unbounded = (descent > noise) & (_largest(_plus(broken)) <= tolerance * descent)
 
         dy = jnp.clip(direction.y, jnp.where(jnp.isfinite(ru), -jnp.inf, 0), jnp.where(jnp.isfinite(rl), jnp.inf, 0))
         z = -self.A.rmatvec(dy)
@@ -243,7 +254,11 @@ class LinearProgram:
         kept = jnp.where(jnp.isfinite(l), _plus(z), 0) - jnp.where(jnp.isfinite(u), _plus(-z), 0)
         q = jnp.sum(_finite(rl) * _plus(dy) - _finite(ru) * _plus(-dy))
         q = q + jnp.sum(_finite(l) * _plus(kept) - _finite(u) * _plus(-kept))
-        infeasible = (q > 0) & (_largest(z - kept) <= tolerance * q)
+        # An entry of A'dy errs by at most |column|_2 |dy|_2 units, whatever cancels in it; its bound multiplies that.
+        side = jnp.maximum(jnp.abs(_finite(rl)), jnp.abs(_finite(ru))) * dy
+        bound = jnp.maximum(jnp.abs(_finite(l)), jnp.abs(_finite(u))) * self.A.column_norms("l2")
+        noise = ROUNDING * unit * _norm(side, bound * jnp.linalg.norm(dy))
+        infeasible = (q > noise) & (_largest(z - kept) <= tolerance * q)
         return Rays(infeasible, unbounded, Pair(dx, dy))
 
 

@@ -174,5 +174,6 @@ def check_averaged(acceleration: Any, averaged: float, name: str) -> None:
     require_range(f"relaxation of {type(acceleration).__name__}", relaxation, 0.0)
     if float(np.asarray(relaxation)) > 1.0 / averaged + 1e-12:
         raise InvalidOption(
-            f"{type(acceleration).__name__} takes {float(relaxation):g} (T z - z); {name} allows at most {1 / averaged:g}"
+            f"{type(acceleration).__name__} takes {float(relaxation):g} (T z - z); "
+            f"{name} allows at most {1 / averaged:g}"
         )

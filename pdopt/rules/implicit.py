@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -20,14 +21,16 @@ GRADIENTS = ("implicit", "none")
 _refused = Primitive("pdopt_no_derivative")
 _refused.def_abstract_eval(lambda tangent: tangent)
 _refused.def_impl(lambda tangent: jnp.full_like(tangent, jnp.nan))
-mlir.register_lowering(_refused, mlir.lower_fun(lambda tangent: jnp.full_like(tangent, jnp.nan), multiple_results=False))
+mlir.register_lowering(
+    _refused, mlir.lower_fun(lambda tangent: jnp.full_like(tangent, jnp.nan), multiple_results=False)
+)
 batching.primitive_batchers[_refused] = lambda args, axes: (_refused.bind(*args), axes[0])
 
 
 def _no_transpose(cotangent: Any, tangent: Any) -> Any:
     raise UnsupportedProblem(
-        "the pair of this solution has no derivative rule yet (a linear program's solution is piecewise constant in its "
-        "data); differentiate solution.objective, or solve with gradient='none'"
+        "the pair of this solution has no derivative rule yet (a linear program's solution is piecewise constant in "
+        "its data); differentiate solution.objective, or solve with gradient='none'"
     )
 
 
@@ -53,6 +56,8 @@ def _guard_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any
     moved = [t for t in jax.tree.leaves(tangents[1]) if jnp.issubdtype(t.dtype, jnp.inexact)]
 
     def refused(leaf: Any) -> Any:
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return np.zeros(leaf.shape, jax.dtypes.float0)  # what JAX calls the tangent of an integer
         total = sum((jnp.sum(t).astype(leaf.dtype) for t in moved), jnp.zeros((), leaf.dtype))
         return _refused.bind(jnp.broadcast_to(total, leaf.shape))
 

@@ -78,9 +78,7 @@ def begin(judge: Any, view: Any, method: Any, start: Pair, tolerance: Any, histo
     return Carry(state, pair, optimality, status, jnp.int32(0), optax.tree.zeros_like(pair), table)
 
 
-def advance_until(
-    judge: Any, view: Any, method: Any, carry: Carry, until: Any, tolerance: Any, limit: Any
-) -> Carry:
+def advance_until(judge: Any, view: Any, method: Any, carry: Carry, until: Any, tolerance: Any, limit: Any) -> Carry:
     """Run blocks until a status is reached, or `until` iterations (the host wants to look), or `limit` (a status)."""
 
     def running(carry: Carry) -> Any:
@@ -96,9 +94,9 @@ def advance_until(
         iterations = carry.iterations + steps
         status, ray = _verdict(judge, view, method, state, visit, pair, found, iterations, tolerance, limit, carry.ray)
         better = found.residuals.error <= carry.optimality.residuals.error
-        best = optax.tree.where(better, (pair, found), (carry.pair, carry.optimality))
+        best, optimality = optax.tree.where(better, (pair, found), (carry.pair, carry.optimality))
         state = optax.tree.where(status == Status.RUNNING, method.check(view, state, visit), state)
-        return Carry(state, *best, status, iterations, ray, _remember(carry.history, found, iterations))
+        return Carry(state, best, optimality, status, iterations, ray, _remember(carry.history, found, iterations))
 
     return lax.while_loop(running, block, carry)
 
@@ -110,6 +108,9 @@ def _verdict(
     """The status after a block, the strongest reason first."""
     status = jnp.where(iterations >= limit, _code(Status.ITERATION_LIMIT), _code(Status.RUNNING))
     size = optax.tree.norm(visit.after)
+    # A fixed point of the step that is not optimal: rounding holds it, and more steps would repeat it.
+    still = optax.tree.norm(optax.tree.sub(visit.after, visit.before)) == 0
+    status = jnp.where(still, _code(Status.PRECISION_LIMIT), status)
     status = jnp.where(size > GROWTH, _code(Status.DIVERGED), status)
     if hasattr(judge, "rays") and hasattr(method, "direction"):
         rays = judge.rays(view.back(method.direction(view, state, visit)))

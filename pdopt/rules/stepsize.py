@@ -34,6 +34,14 @@ class Movement(NamedTuple):
         square = omega * self.primal + self.dual / omega - 2 * eta * self.cross
         return jnp.sqrt(jnp.maximum(square, 0) / eta)
 
+    def ratio(self, omega: Any) -> Any:
+        """Log of primal over dual residual of the step, `log((|dy| / omega) / (omega |dx|))`: what its steps left open.
+
+        Unlike the residuals of the certificate it is never exactly 0 on one side where every variable is boxed.
+        """
+        tiny = jnp.finfo(self.primal.dtype).tiny
+        return 0.5 * (jnp.log(self.dual + tiny) - jnp.log(self.primal + tiny)) - 2 * jnp.log(omega)
+
     def limit(self, omega: Any) -> Any:
         """The largest admissible eta that this step met; infinite where nothing crossed."""
         crossed = 2 * jnp.abs(self.cross)
@@ -44,8 +52,7 @@ class Movement(NamedTuple):
 class Size(NamedTuple):
     """The step size eta, how many steps were tried, whether the latest was accepted, and what decides to adapt.
 
-    `slack` is a running mean of `log(limit / eta)`: how much larger the steps could have been; `adapting` turns True
-    for good once that is large.
+    `base` is the constant step, `slack` the running mean of `log(limit / base)`: how much larger steps could have been.
     """
 
     eta: Any
@@ -88,24 +95,24 @@ class ConstantStep:
 class AdaptiveStep:
     """A constant step that turns adaptive where the iterates meet a far smaller spectrum than `|A|_2`.
 
-    Every step is accepted when eta <= limit, else repeated with a smaller one. While constant, eta only ever shrinks so
-    (the norm it came from is rough). Once the running mean of `limit / eta` exceeds `switch`,
+    Every step is accepted when eta <= limit, else repeated with a smaller one; the base `share / |A|_2` shrinks only when
+    the norm it came from was too rough. While the running mean of `log(limit / base)` exceeds `log switch`,
 
         eta <- min((1 - k^-shrink) factor limit, (1 + k^-grow) eta),      k steps tried
 
-    as in PDLP. An eta that moves inside an epoch spoils the convergence of differences of iterates to a ray, which is
-    what certifies infeasibility, so it pays to stay constant where nothing is gained.
+    as in PDLP; else eta is the base. An eta that moves inside an epoch spoils the convergence of differences of iterates
+    to a ray, which is what certifies infeasibility, so it pays to stay constant where little is gained.
 
     Attributes:
         share: in (0, 1]; the constant step is share / |A|_2.
         factor: in (0, 1]; share of the limit aimed at once adapting.
-        switch: >= 1; mean limit / eta that starts adapting; 1 adapts almost always, infinity never.
+        switch: >= 0; mean limit / base from which eta adapts: 0 adapts always, infinity never.
         shrink, grow: exponents of k (PDLP: 0.3 and 0.6).
     """
 
     share: Any = 0.99
     factor: Any = 0.9
-    switch: Any = 5.0
+    switch: Any = 3.0
     shrink: Any = 0.3
     grow: Any = 0.6
     adapts = True
@@ -127,11 +134,13 @@ class AdaptiveStep:
         limit = movement.limit(omega)
         count = (size.tried + 2).astype(size.eta.dtype)
         accepted = size.eta <= limit
-        # A step in which only one side moved says nothing about the spectrum: it counts as no slack. That is what the
-        # iterates of an infeasible program do in the end, and there eta must stay put.
-        seen = jnp.where(limit < FREE * size.base, jnp.log(limit / size.base), 0)
+        # A step in which only one side moved says nothing about the spectrum: eta stays. That is what the iterates of an
+        # infeasible program do in the end, and a moving eta would spoil the convergence to their ray.
+        met = limit < FREE * size.base
+        seen = jnp.where(met, jnp.log(limit / size.base), size.slack)
         slack = size.slack + (seen - size.slack) / MEMORY
         base = jnp.where(limit < size.base, self.factor * limit, size.base)
         adapting = slack > jnp.log(self.switch)
         moving = jnp.minimum((1 - count**-self.shrink) * self.factor * limit, (1 + count**-self.grow) * size.eta)
-        return Size(jnp.where(adapting, moving, base), size.tried + 1, accepted, slack, base)
+        eta = jnp.where(adapting, jnp.where(met, moving, size.eta), base)
+        return Size(eta, size.tried + 1, accepted, slack, base)
