@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from pdopt.errors import InvalidProblem
 from pdopt.geometry.balls import Simplex
-from pdopt.operators.base import as_operator
+from pdopt.operators.convert import as_operator
 from pdopt.problems.checks import check_finite
 from pdopt.runtime.precision import precision_scope, resolve_dtype
 from pdopt.types import Optimality, Pair, Residuals, record

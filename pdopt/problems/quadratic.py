@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pdopt.errors import InvalidProblem, require_shape
-from pdopt.operators.base import as_operator
+from pdopt.operators.convert import as_operator
 from pdopt.operators.dense import Dense
 from pdopt.problems.checks import check_finite, concrete
 from pdopt.problems.linear import RAY_TOLERANCE, Certificate, LinearProgram, Rays
