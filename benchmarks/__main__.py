@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--data", type=Path, default=Path("../shared/data"), metavar="DIR", help="folder of instances")
     p.add_argument("--instances", choices=("auto", "generated", "tiny"), default="auto", help="tiny: two, for a trial")
     p.add_argument("--time-limit", type=float, metavar="SECONDS", help="one solve (quick 10, full 150)")
-    p.add_argument("--budget", type=float, metavar="SECONDS", help="all of one comparison (quick 220, full none)")
+    p.add_argument("--budget", type=float, metavar="SECONDS", help="all of one comparison (quick 170, full none)")
     p.add_argument("--seed", type=int, default=0, help="seed of generated instances")
     p.add_argument("--strict", action="store_true", help="exit with 1 when a claim fails")
     p.add_argument("--json", action="store_true", help="one JSON object on standard output, no tables")
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
             folder.resolve(), a.full, peers,
             tolerances or ((1e-4, 1e-6, 1e-8) if a.full else (1e-4, 1e-8)),
             a.time_limit or (150.0 if a.full else 10.0),
-            a.budget or (float("inf") if a.full else 220.0),
+            a.budget or (float("inf") if a.full else 170.0),
             a.seed, a.data, a.instances,
         )  # fmt: skip
         report = COMPARISONS[name].run(options, lambda line: print(line, file=sys.stderr, flush=True))

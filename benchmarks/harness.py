@@ -33,7 +33,7 @@ class Options(NamedTuple):
     peers: tuple[str, ...] = ()
     tolerances: tuple[float, ...] = (1e-4, 1e-8)
     time_limit: float = 10.0
-    budget: float = 220.0
+    budget: float = 170.0
     seed: int = 0
     data: Path = Path("../shared/data")
     source: str = "auto"

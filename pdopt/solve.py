@@ -78,8 +78,7 @@ def solve(
         max_iterations: saddle steps (>= 1). None: 1 000 000.
         gradient: "implicit": `solution.objective` has the derivative of the optimal value with respect to every
             floating leaf of the problem (envelope theorem); the pair has no rule yet and refuses. "none": the result is
-            a constant. A float64 gradient while JAX's 64-bit mode is off belongs inside `jax.enable_x64(True)`: JAX
-            transposes after `solve` has returned, and would cut it to float32 (with a warning).
+            a constant.
         history: rows of `solution.history` to keep: a fixed-size table of checks (columns `pdopt.HISTORY`).
 
     Returns:
@@ -190,7 +189,10 @@ def _solve(problem: Any, method: Any, start: Any, tolerance: Any, limit: Any, gr
     solution = finish(still[0], carry)
     if gradient == "none" or not hasattr(problem, "lagrangian"):
         return solution
-    value = problem.sense * problem.minimised().lagrangian(carry.pair, carry.optimality.proof)
-    objective = envelope(solution.objective, value)
+
+    def lagrangian(data: Any) -> Any:
+        return data.sense * data.minimised().lagrangian(carry.pair, carry.optimality.proof)
+
+    objective = envelope(solution.objective, lagrangian, problem)
     floats = [leaf for leaf in jax.tree.leaves(problem) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     return dataclasses.replace(solution, objective=objective, pair=guard(solution.pair, floats))

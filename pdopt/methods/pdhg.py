@@ -1,6 +1,8 @@
 """Primal-dual hybrid gradient (Chambolle, Pock 2011): `min_x max_y f(x) + <v(x), y> - h(y)` with affine v.
 
-    x' = prox(x - tau grad(x, y), tau);   seen = 2x' - x;   y' = move(y, v(seen), sigma);   tau = eta/omega, sigma = eta omega
+    x' = prox(x - tau grad(x, y), tau);   seen = 2x' - x;   y' = move(y, v(seen), sigma)
+
+with `tau = eta / omega` and `sigma = eta omega`.
 
 The iterate carries its violation, `x = Image(point, v(point))`: extrapolating both is extrapolating v (v is affine),
 so one product with A and one with A' make a step, and what a step size or a restart wants to know (`<dy, dv>`) costs
@@ -15,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from pdopt.errors import InvalidOption, unknown_name
 from pdopt.operators.scaling import Scaling
@@ -84,7 +87,7 @@ class PDHG:
             raise InvalidOption(f"acceleration is {self.acceleration!r}; expected one of {sorted(ACCELERATIONS)}")
         if not isinstance(self.every, int) or self.every < 1:
             raise InvalidOption(f"every is {self.every!r}; expected an integer >= 1")
-        if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(self)):
+        if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(self)):
             self.stepsize.validate()
             self.restart.validate()
             self.weight.validate()

@@ -13,6 +13,7 @@ class Dense:
     """The operator of a dense `(m, n)` array; differentiable in its entries.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> A = Dense.make([[1.0, 2.0], [0.0, 1.0]], jnp.float32)
         >>> print(A.matvec(jnp.ones(2)), A.rmatvec(jnp.ones(2)))
         [3. 1.] [1. 3.]

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from pdopt.errors import InvalidOption, require_range
 from pdopt.types import Memory, Pair, Visit, record
@@ -169,7 +170,7 @@ def check_averaged(acceleration: Any, averaged: float, name: str) -> None:
         pdopt.errors.InvalidOption: Halpern takes 2 (T z - z); extra-gradient allows at most 1
     """
     relaxation = acceleration.relaxation
-    if isinstance(relaxation, jax.core.Tracer):
+    if isinstance(relaxation, Tracer):
         return
     require_range(f"relaxation of {type(acceleration).__name__}", relaxation, 0.0)
     if float(np.asarray(relaxation)) > 1.0 / averaged + 1e-12:

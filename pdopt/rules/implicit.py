@@ -1,11 +1,11 @@
 """Derivatives of a solution by its optimality conditions, and a guard where no rule exists.
 
-The optimal value needs no rule of its own: with the pair held, `value + (L - stop(L))` has the derivative of the
-Lagrangian, which is that of the value (envelope theorem); it works forward, backward and batched. The pair itself has
-a derivative only where a rule says so. Where none does, `guard` makes sure that nobody reads a silent zero: a gradient
-taken back through the pair raises, a tangent pushed forward through it is NaN.
+The optimal value has the derivative of the Lagrangian with the pair held (envelope theorem): forward, backward, batched.
+The pair itself has a derivative only where a rule says so. Where none does, `guard` makes sure that nobody reads a
+silent zero: a gradient taken back through the pair raises, a tangent pushed forward through it is NaN.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -53,17 +53,51 @@ def guard(result: Any, data: Any) -> Any:
 @guard.defjvp
 def _guard_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
     result, data = primals
-    moved = [t for t in jax.tree.leaves(tangents[1]) if jnp.issubdtype(t.dtype, jnp.inexact)]
+    moved = [t for t in jax.tree.leaves(tangents[1]) if jnp.issubdtype(_dtype(t), jnp.inexact)]
 
     def refused(leaf: Any) -> Any:
-        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
-            return np.zeros(leaf.shape, jax.dtypes.float0)  # what JAX calls the tangent of an integer
-        total = sum((jnp.sum(t).astype(leaf.dtype) for t in moved), jnp.zeros((), leaf.dtype))
-        return _refused.bind(jnp.broadcast_to(total, leaf.shape))
+        kind = _dtype(leaf)
+        if not jnp.issubdtype(kind, jnp.inexact):
+            return np.zeros(jnp.shape(leaf), jax.dtypes.float0)  # what JAX calls the tangent of an integer
+        total = sum((jnp.sum(t).astype(kind) for t in moved), jnp.zeros((), kind))
+        return _refused.bind(jnp.broadcast_to(total, jnp.shape(leaf)))
 
     return guard(result, data), jax.tree.map(refused, result)
 
 
-def envelope(value: Any, lagrangian: Any) -> Any:
-    """`value`, with the derivative of `lagrangian`: what the envelope theorem says of an optimal value."""
-    return jax.lax.stop_gradient(value) + (lagrangian - jax.lax.stop_gradient(lagrangian))
+def _dtype(leaf: Any) -> Any:
+    """Of an array, a tracer, a float0 tangent or a Python number."""
+    return leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+
+
+def envelope(value: Any, lagrangian: Callable[[Any], Any], data: Any) -> Any:
+    """`value`, with the derivative of `lagrangian` at `data`: what the envelope theorem says of an optimal value.
+
+    The slopes are computed here and now, in the precision scope of the solve, so that pulling a gradient back is one
+    product a leaf and works wherever the caller stands. A second derivative would need that of the pair and is refused.
+
+    Example:
+        >>> print(jax.grad(lambda c: envelope(jnp.float32(7), lambda d: jnp.sum(d**2), c))(jnp.arange(3.0)))
+        [0. 2. 4.]
+    """
+    slopes = jax.grad(lagrangian, allow_int=True)(jax.lax.stop_gradient(data))
+    pairs = [
+        (leaf, slope)
+        for leaf, slope in zip(jax.tree.leaves(data), jax.tree.leaves(slopes))
+        if jnp.issubdtype(_dtype(leaf), jnp.floating)
+    ]
+    leaves = [leaf for leaf, _ in pairs]
+    return _sloped(jax.lax.stop_gradient(value), leaves, guard([slope for _, slope in pairs], leaves))
+
+
+@jax.custom_jvp
+def _sloped(value: Any, leaves: Any, slopes: Any) -> Any:
+    """`value`; its derivative with respect to `leaves` is `slopes`."""
+    return value
+
+
+@_sloped.defjvp
+def _sloped_jvp(primals: tuple[Any, Any, Any], tangents: tuple[Any, Any, Any]) -> tuple[Any, Any]:
+    value, leaves, slopes = primals
+    parts = [jnp.sum(slope * moved) for slope, moved in zip(slopes, tangents[1])]
+    return _sloped(value, leaves, slopes), sum(parts, jnp.zeros_like(value))

@@ -59,7 +59,7 @@ def begin(judge: Any, view: Any, method: Any, start: Pair, tolerance: Any, histo
     """The first carry; the start is judged too, so a warm start at the optimum takes no step.
 
     Args:
-        judge: the problem on the user's data (`optimality(pair)`; optionally `valid()`, `crossed()`, `rays(direction)`).
+        judge: the problem on the user's data: `optimality(pair)`, optionally `valid()`, `crossed()`, `rays(direction)`.
         start: a pair in the user's units.
         history: rows of history to keep (static).
     """
@@ -138,12 +138,13 @@ def _remember(history: History, found: Optimality, iterations: Any) -> History:
     r = found.residuals
     numbers = (iterations, found.objective, found.dual_objective, r.primal, r.dual, r.gap)
     row = jnp.stack([jnp.asarray(v, history.rows.dtype) for v in numbers])
-    full = history.used >= capacity
+    # A table of one row keeps the first check: there is nothing to thin.
+    full = (history.used >= capacity) & (capacity > 1)
     half = (capacity + 1) // 2
     thinned = jnp.zeros_like(history.rows).at[:half].set(history.rows[::2])
     rows = jnp.where(full, thinned, history.rows)
     used = jnp.where(full, half, history.used)
     stride = jnp.where(full, 2 * history.stride, history.stride)
-    due = history.seen % stride == 0
+    due = (history.seen % stride == 0) & (used < capacity)
     rows = jnp.where(due, rows.at[used].set(row), rows)
     return History(rows, used + due.astype(jnp.int32), stride, history.seen + 1)

@@ -26,6 +26,8 @@ import jax
 
 from pdopt.types import Memory, Pair
 
+NO_MEMORY = Memory()
+
 
 def raw(violation: Any, memory: Memory) -> tuple[Any, Memory]:
     """The signal that passes the violation on unchanged."""
@@ -84,7 +86,7 @@ def respond(parts: Parts, y: Any, seen: Any, step: Any, memory: Memory) -> tuple
     return parts.move(y, signal, step), memory
 
 
-def saddle_step(parts: Parts, step: Any, pair: Pair, memory: Memory = Memory()) -> tuple[Pair, Memory]:
+def saddle_step(parts: Parts, step: Any, pair: Pair, memory: Memory = NO_MEMORY) -> tuple[Pair, Memory]:
     """One step: `advance`, extrapolate by theta, `respond`. `step` is the step size of the dual half.
 
     Example:

@@ -95,13 +95,13 @@ class ConstantStep:
 class AdaptiveStep:
     """A constant step that turns adaptive where the iterates meet a far smaller spectrum than `|A|_2`.
 
-    Every step is accepted when eta <= limit, else repeated with a smaller one; the base `share / |A|_2` shrinks only when
-    the norm it came from was too rough. While the running mean of `log(limit / base)` exceeds `log switch`,
+    Every step is accepted when eta <= limit, else repeated with a smaller one; the base `share / |A|_2` shrinks only
+    when the norm it came from was too rough. While the running mean of `log(limit / base)` exceeds `log switch`,
 
         eta <- min((1 - k^-shrink) factor limit, (1 + k^-grow) eta),      k steps tried
 
-    as in PDLP; else eta is the base. An eta that moves inside an epoch spoils the convergence of differences of iterates
-    to a ray, which is what certifies infeasibility, so it pays to stay constant where little is gained.
+    as in PDLP; else eta is the base. An eta that moves inside an epoch spoils the convergence of differences of
+    iterates to a ray, which is what certifies infeasibility, so it pays to stay constant where little is gained.
 
     Attributes:
         share: in (0, 1]; the constant step is share / |A|_2.
@@ -134,8 +134,8 @@ class AdaptiveStep:
         limit = movement.limit(omega)
         count = (size.tried + 2).astype(size.eta.dtype)
         accepted = size.eta <= limit
-        # A step in which only one side moved says nothing about the spectrum: eta stays. That is what the iterates of an
-        # infeasible program do in the end, and a moving eta would spoil the convergence to their ray.
+        # A step in which only one side moved says nothing about the spectrum: eta stays. That is what the iterates of
+        # an infeasible program do in the end, and a moving eta would spoil the convergence to their ray.
         met = limit < FREE * size.base
         seen = jnp.where(met, jnp.log(limit / size.base), size.slack)
         slack = size.slack + (seen - size.slack) / MEMORY

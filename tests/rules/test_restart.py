@@ -51,42 +51,58 @@ def test_shares_outside_their_range_are_refused(name, value):
         FixedPointRestart(**{name: value}).validate()
 
 
-def by_hand(omega, integral, dx, dy, rule):
+def by_hand(omega, integral, dx, dy, ratio, rule):
     error = np.log(dy) - np.log(dx) - np.log(omega)
     integral = rule.leak * integral + error
-    return omega * np.exp(rule.gain * error + rule.integral * integral), integral
+    push = rule.gain * error + rule.integral * integral + rule.balance * np.clip(ratio, -4, 4)
+    return omega * np.exp(push), integral
 
 
-@pytest.mark.parametrize(("gain", "integral"), [(0.7, 0.01), (0.99, 0.01), (0.5, 0.0), (1.0, 0.0)])
-def test_the_weight_equals_its_formula_over_epochs(gain, integral):
-    rule = PrimalWeight(gain=gain, integral=integral)
+SETTINGS = [(0.7, 0.01, 0.2), (0.99, 0.01, 0.0), (0.5, 0.0, 0.5), (1.0, 0.0, 0.0)]
+
+
+@pytest.mark.parametrize(("gain", "integral", "balance"), SETTINGS)
+def test_the_weight_equals_its_formula_over_epochs(gain, integral, balance):
+    rule = PrimalWeight(gain=gain, integral=integral, balance=balance)
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
         weight, omega, total = rule.init(jnp.float64(2.0)), 2.0, 0.0
-        for dx, dy in rng.uniform(0.1, 10, (6, 2)):
-            weight = rule.update(weight, jnp.float64(dx), jnp.float64(dy))
-            omega, total = by_hand(omega, total, dx, dy, rule)
+        for (dx, dy), ratio in zip(rng.uniform(0.1, 10, (6, 2)), rng.uniform(-8, 8, 6)):
+            weight = rule.update(weight, jnp.float64(dx), jnp.float64(dy), jnp.float64(ratio))
+            omega, total = by_hand(omega, total, dx, dy, ratio, rule)
             np.testing.assert_allclose([weight.omega, weight.integral], [omega, total], rtol=1e-12)
     if gain == 1.0:  # without the integral the whole way is gone at once
         assert float(weight.omega) == pytest.approx(dy / dx)
 
 
+def after(rule, dx, dy, ratio=0.0):
+    return float(rule.update(rule.init(jnp.float32(1.0)), jnp.float32(dx), jnp.float32(dy), jnp.float32(ratio)).omega)
+
+
 def test_a_larger_dual_move_raises_the_weight():
-    rule = PrimalWeight()
-    assert float(rule.update(rule.init(jnp.float32(1.0)), jnp.float32(1.0), jnp.float32(5.0)).omega) > 1
-    assert float(rule.update(rule.init(jnp.float32(1.0)), jnp.float32(5.0), jnp.float32(1.0)).omega) < 1
+    assert after(PrimalWeight(), 1.0, 5.0) > 1 > after(PrimalWeight(), 5.0, 1.0)
+
+
+def test_a_larger_primal_residual_raises_the_weight_as_far_as_its_clip():
+    assert after(PrimalWeight(), 1.0, 1.0, 2.0) > 1 > after(PrimalWeight(), 1.0, 1.0, -2.0)
+    assert after(PrimalWeight(), 1.0, 1.0, 5.0) == after(PrimalWeight(), 1.0, 1.0, 50.0)
+    assert after(PrimalWeight(balance=0.0), 1.0, 1.0, 50.0) == 1
 
 
 @pytest.mark.parametrize(("dx", "dy"), [(0.0, 1.0), (1.0, 0.0), (0.0, 0.0), (1e17, 1.0), (np.nan, 1.0), (1.0, np.inf)])
 def test_the_weight_stays_where_one_side_did_not_move_or_blew_up(dx, dy):
     before = Weight(jnp.float32(3.0), jnp.float32(0.5))
-    after = PrimalWeight().update(before, jnp.float32(dx), jnp.float32(dy))
-    assert (float(after.omega), float(after.integral)) == (3.0, 0.5)
+    kept = PrimalWeight().update(before, jnp.float32(dx), jnp.float32(dy), jnp.float32(1.0))
+    assert (float(kept.omega), float(kept.integral)) == (3.0, 0.5)
 
 
 def test_the_weight_stays_within_its_bound():
     rule = PrimalWeight(gain=1.0, bound=100.0)
-    assert float(rule.update(rule.init(jnp.float32(1.0)), jnp.float32(1e-10), jnp.float32(1e10)).omega) == 100.0
-    assert float(
-        rule.update(rule.init(jnp.float32(1.0)), jnp.float32(1e10), jnp.float32(1e-10)).omega
-    ) == pytest.approx(0.01)
+    assert after(rule, 1e-10, 1e10) == 100.0
+    assert after(rule, 1e10, 1e-10) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(("name", "value"), [("gain", 1.5), ("balance", -0.1), ("leak", np.nan), ("bound", 0.5)])
+def test_weights_outside_their_range_are_refused(name, value):
+    with pytest.raises(InvalidOption, match=f"{name} is"):
+        PrimalWeight(**{name: value}).validate()

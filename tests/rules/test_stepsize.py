@@ -45,20 +45,20 @@ def test_a_step_of_at_most_one_over_the_norm_is_always_accepted(seed, omega):
     dx, dy = rng.normal(size=(2, 2)) * 10.0 ** rng.uniform(-3, 3, (2, 1))
     with jax.enable_x64(True):
         for share in (1.0 - 1e-12, 0.5):
-            size = Size(jnp.float64(share / np.linalg.norm(A, 2)), jnp.int32(0), jnp.bool_(True))
+            size = Size.begin(jnp.float64(share / np.linalg.norm(A, 2)))
             assert bool(AdaptiveStep().update(size, movement(dx, dy), omega).accepted)
     top = np.linalg.svd(A)
     # The bound is met: along the leading singular vectors, balanced by omega, a longer step is refused.
     with jax.enable_x64(True):
-        size = Size(jnp.float64(1.001 / np.linalg.norm(A, 2)), jnp.int32(0), jnp.bool_(True))
+        size = Size.begin(jnp.float64(1.001 / np.linalg.norm(A, 2)))
         worst = movement(top.Vh[0] / np.sqrt(omega), top.U[:, 0] * np.sqrt(omega))
         assert not bool(AdaptiveStep().update(size, worst, omega).accepted)
 
 
 def test_eta_moves_by_the_rule_of_pdlp():
-    rule = AdaptiveStep(factor=0.9, shrink=0.3, grow=0.6)
+    rule = AdaptiveStep(factor=0.9, shrink=0.3, grow=0.6, switch=0.0)
     with jax.enable_x64(True):
-        size = Size(jnp.float64(0.2), jnp.int32(5), jnp.bool_(True))
+        size = Size.begin(jnp.float64(0.2))._replace(tried=jnp.int32(5))
         moved = Movement(jnp.float64(1.0), jnp.float64(4.0), jnp.float64(-3.0))
         limit = (2.0 * 1.0 + 4.0 / 2.0) / 6.0
         after = rule.update(size, moved, 2.0)
@@ -71,19 +71,48 @@ def test_eta_moves_by_the_rule_of_pdlp():
         assert float(refused.eta) < limit
 
 
-def test_a_step_without_resistance_grows_only_at_the_usual_rate():
-    size = Size(jnp.float32(1.0), jnp.int32(0), jnp.bool_(True))
-    after = AdaptiveStep().update(size, Movement(jnp.float32(1.0), jnp.float32(0.0), jnp.float32(0.0)), 1.0)
-    assert bool(after.accepted)
-    assert float(after.eta) == pytest.approx(1 + 2**-0.6)
-    still = AdaptiveStep().update(size, Movement(*[jnp.float32(0.0)] * 3), 1.0)
-    assert bool(still.accepted)
-    assert np.isfinite(float(still.eta))
+def crossing(limit):
+    """A movement whose limit at omega = 1 is the given one."""
+    return Movement(jnp.float32(1.0), jnp.float32(1.0), jnp.float32(1.0 / limit))
+
+
+def test_eta_stays_at_its_base_until_the_mean_limit_passes_the_switch():
+    rule, size, changed = AdaptiveStep(switch=3.0), Size.begin(jnp.float32(1.0)), None
+    for k in range(200):
+        size = rule.update(size, crossing(6.0), 1.0)
+        if changed is None and float(size.eta) != 1.0:
+            changed = k + 1
+    # The mean of log(limit / base) over about 64 steps climbs towards log 6 and passes log 3 after 61 of them:
+    # 1 - (1 - 1/64)^k >= log 3 / log 6.
+    assert changed == int(np.ceil(np.log(1 - np.log(3) / np.log(6)) / np.log(1 - 1 / 64)))
+    assert 1.0 < float(size.eta) <= 0.9 * 6.0
+    assert float(size.base) == 1.0
+    for _ in range(200):
+        size = rule.update(size, crossing(1.5), 1.0)
+    assert float(size.eta) == 1.0  # little to gain: back to the base
+
+
+def test_a_base_beyond_the_limit_shrinks():
+    size = AdaptiveStep().update(Size.begin(jnp.float32(1.0)), crossing(0.5), 1.0)
+    assert not bool(size.accepted)
+    assert float(size.base) == float(size.eta) == pytest.approx(0.45)
+
+
+def test_a_step_in_which_one_side_moved_alone_changes_nothing():
+    for switch in (0.0, 3.0):
+        size = Size.begin(jnp.float32(1.0))._replace(eta=jnp.float32(1.3 if switch == 0 else 1.0))
+        for moved in (
+            Movement(jnp.float32(1.0), jnp.float32(0.0), jnp.float32(0.0)),
+            Movement(*[jnp.float32(0.0)] * 3),
+        ):
+            after = AdaptiveStep(switch=switch).update(size, moved, 1.0)
+            assert bool(after.accepted)
+            assert (float(after.eta), float(after.slack)) == (float(size.eta), 0.0)
 
 
 def test_a_nan_is_accepted_so_that_the_check_sees_it():
     """A refused NaN would be tried again until the iteration limit; an accepted one becomes NUMERICAL_ERROR."""
-    size = Size(jnp.float32(1.0), jnp.int32(0), jnp.bool_(True))
+    size = Size.begin(jnp.float32(1.0))
     assert bool(AdaptiveStep().update(size, Movement(*[jnp.float32(np.nan)] * 3), 1.0).accepted)
 
 
@@ -91,9 +120,7 @@ def test_a_nan_is_accepted_so_that_the_check_sees_it():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_the_first_size(rule, dtype):
     with jax.enable_x64(True):
-        assert float(rule.init(jnp.asarray(4.0, dtype)).eta) == pytest.approx(
-            0.25 * (0.998 if not rule.adapts else 1), rel=1e-6
-        )
+        assert float(rule.init(jnp.asarray(4.0, dtype)).eta) == pytest.approx(0.25 * rule.share, rel=1e-6)
         zero = rule.init(jnp.asarray(0.0, dtype))
         assert float(zero.eta) == 1.0
         assert zero.eta.dtype == dtype
@@ -107,6 +134,7 @@ def test_the_first_size(rule, dtype):
         (ConstantStep(0.0), "share"), (ConstantStep(1.1), "share"), (AdaptiveStep(factor=0.0), "factor"),
         (AdaptiveStep(factor=2.0), "factor"), (AdaptiveStep(shrink=0.0), "shrink"), (AdaptiveStep(grow=-1.0), "grow"),
         (AdaptiveStep(factor=np.nan), "factor"),
+        (AdaptiveStep(switch=-1.0), "switch"), (AdaptiveStep(share=1.5), "share"),
     ],
 )  # fmt: skip
 def test_settings_outside_their_range_are_refused(rule, name):
