@@ -139,6 +139,8 @@ def timed_run(
         raise InvalidOption("resume needs checkpoint, the folder to resume from")
     pace.check()
     with precision_scope(problem):
+        if hasattr(method, "admit"):
+            method.admit(problem)
         tolerance, limit = checked_options(problem, tolerance, max_iterations, "none", history)
         _require_single(problem)
         program = _Program(problem, method, checked_start(problem, start), tolerance, limit, history)

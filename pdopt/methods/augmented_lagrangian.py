@@ -58,8 +58,8 @@ class AugmentedLagrangian:
         >>> import pdopt
         >>> qp = pdopt.QuadraticProgram([[4.0]], [0.0], [[1.0]], [3.0], [3.0], dtype=jnp.float32)
         >>> solution = pdopt.solve(qp, AugmentedLagrangian(penalty=10.0), tolerance=1e-5)
-        >>> print(solution.x.round(3), solution.y.round(3))
-        [3.] [12.]
+        >>> print(f"{solution.x[0]:.3f} {solution.y[0]:.3f}")
+        3.000 12.000
     """
 
     penalty: Any = None

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from pdopt.errors import InvalidOption, require_range, unknown_name
 from pdopt.geometry.checks import concrete
@@ -123,8 +124,9 @@ class MirrorDescent:
         return State(track, state.step, state.count + 1), visit
 
     def pair(self, view: Any, state: State, visit: Visit) -> Pair:
-        """The pair to return now."""
-        return self.acceleration.best(state.track, visit)
+        """The pair to return now: the mean, or the latest pair once a step does not move it any more."""
+        moved = optax.tree.norm(optax.tree.sub(visit.after, visit.before))
+        return optax.tree.where(moved > 0, self.acceleration.best(state.track, visit), visit.after)
 
     def check(self, view: Any, state: State, visit: Visit) -> State:
         """Nothing to adapt."""

@@ -162,6 +162,7 @@ class QuadraticProgram:
         """As for `LinearProgram.rays`; a dual ray must also be flat, `|Q dx| <= tolerance |c'dx|` (linf)."""
         found = self.linear.rays(direction, tolerance)
         dx = found.ray.x
+        tolerance = max(tolerance, 8 * float(jnp.finfo(self.c.dtype).eps))
         flat = jnp.max(jnp.abs(self.Q.matvec(dx)), initial=0) <= tolerance * jnp.abs(self.c @ dx)
         return found._replace(dual_infeasible=found.dual_infeasible & flat)
 

@@ -108,8 +108,9 @@ def test_what_is_missing_is_named() -> None:
         ({"upper": np.zeros(7)}, "upper is 0 at index 0"),
         ({"Q": np.zeros((7, 7))}, r"Q \+ A'A is singular"),
     ):
-        with pytest.raises(UnsupportedProblem, match=words):
-            pdopt.solve(program(**changes), method)
+        for solver in (pdopt.solve, pdopt.run):
+            with pytest.raises(UnsupportedProblem, match=words):
+                solver(program(**changes), method)
 
 
 def test_traced_inequalities_are_no_number_instead_of_a_wrong_answer() -> None:

@@ -117,6 +117,17 @@ def test_the_zero_game_and_games_with_one_action() -> None:
             assert abs(float(solution.objective) - value) <= 1e-3 * (1 + 2 * value)
 
 
+@pytest.mark.parametrize("method", [pdopt.MirrorDescent(), pdopt.MirrorDescent.best_response()])
+def test_a_pure_equilibrium_that_the_pairs_reach_is_returned(method: pdopt.MirrorDescent) -> None:
+    """Row 1 and column 0 dominate: the pairs stop there long before their mean does."""
+    problem = pdopt.MatrixGame([[8.0, 1.0], [2.0, -4.0]], dtype=np.float32)
+    solution = pdopt.solve(problem, method, tolerance=1e-5, max_iterations=100_000)
+    assert solution.reason is Status.OPTIMAL
+    assert int(solution.iterations) < 20_000
+    np.testing.assert_allclose(solution.x, [0, 1], atol=1e-5)
+    np.testing.assert_allclose(solution.y, [1, 0], atol=1e-5)
+
+
 def test_settings_and_problems_are_checked() -> None:
     for settings, words in (
         ({"stepsize": -1.0}, "stepsize"),
