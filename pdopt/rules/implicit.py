@@ -1,8 +1,8 @@
 """Derivatives of a solution by its optimality conditions, and a guard where no rule exists.
 
-The optimal value has the derivative of the Lagrangian with the pair held (envelope theorem): forward, backward, batched.
-The pair itself has a derivative only where a rule says so. Where none does, `guard` makes sure that nobody reads a
-silent zero: a gradient taken back through the pair raises, a tangent pushed forward through it is NaN.
+The optimal value has the derivative of the Lagrangian with the pair held (envelope theorem): forward, backward and
+batched. The pair itself has a derivative only where a rule says so. Where none does, `guard` makes sure that nobody
+reads a silent zero: a gradient taken back through the pair raises, a tangent pushed forward through it is NaN.
 """
 
 from collections.abc import Callable
