@@ -135,7 +135,7 @@ class PDHG:
     def init(self, view: Any, start: Pair) -> State:
         """The first state from a pair in the view's units."""
         point = Pair(Image(start.x, view.violation(start.x)), start.y)
-        size = self.stepsize.init(view.norm())
+        size = self.stepsize.init(view.norm(self.stepsize.products))
         dtype = jnp.result_type(size.eta)
         return State(self.acceleration.init(point), size, self.weight.init(view.balance), Epoch.begin(dtype))
 

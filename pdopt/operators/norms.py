@@ -6,8 +6,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+POWER_ITERATIONS = 5000  # cuPDLPx's limit
 
-def spectral_norm(operator: Any, size: int, dtype: Any, *, tolerance: float = 1e-4, limit: int = 5000) -> Any:
+
+def spectral_norm(
+    operator: Any, size: int, dtype: Any, *, tolerance: float = 1e-4, limit: int = POWER_ITERATIONS
+) -> Any:
     """`|A|_2` to about `tolerance`, from a fixed Gaussian start; 0 for a zero operator.
 
     Stops when `|A A'v - lambda v| < tolerance lambda` with `|v| = 1`, or after `limit` products. Power iteration

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from pdopt.geometry.balls import Simplex
 from pdopt.geometry.entropic import Entropic
 from pdopt.geometry.moves import Move
-from pdopt.operators.norms import spectral_norm
+from pdopt.operators.norms import POWER_ITERATIONS, spectral_norm
 from pdopt.types import Pair, record
 
 
@@ -25,14 +25,12 @@ class GameSaddle:
     Attributes:
         payoff: operator A, `(m, n)`.
         primal, dual: how x and y move inside their simplices.
-        largest: the largest |entry| of A.
         balance: first primal weight, 1: both simplices have the same size.
     """
 
     payoff: Any
     primal: Move
     dual: Move
-    largest: Any
     balance: Any
 
     def start(self) -> Pair:
@@ -73,15 +71,15 @@ class GameSaddle:
         """The pure strategy that pays least against y."""
         return jax.nn.one_hot(jnp.argmin(self.payoff.matvec(y)), self.payoff.shape[0], dtype=self.payoff.dtype)
 
-    def norm(self) -> Any:
+    def norm(self, limit: int = POWER_ITERATIONS) -> Any:
         """`|A|` between the norms of the two geometries.
 
         Entropic on both sides: `max |A_ij|` (l1 norms, in which the entropy is 1-strongly convex by Pinsker's
         inequality). Otherwise `|A|_2`, which is at least as large and safe for a mixture too.
         """
         if isinstance(self.primal, Entropic) and isinstance(self.dual, Entropic):
-            return self.largest
-        return spectral_norm(self.payoff, self.payoff.shape[0], self.payoff.dtype)
+            return jnp.max(self.payoff.row_norms("linf"), initial=0)
+        return spectral_norm(self.payoff, self.payoff.shape[0], self.payoff.dtype, limit=limit)
 
 
 def _inside(move: Move, p: Any) -> Any:

@@ -19,7 +19,7 @@ from pdopt.geometry.balls import Simplex
 from pdopt.geometry.entropic import Entropic
 from pdopt.geometry.moves import Euclidean, Interval, Move
 from pdopt.operators.base import Order
-from pdopt.operators.norms import spectral_norm
+from pdopt.operators.norms import POWER_ITERATIONS, spectral_norm
 from pdopt.operators.scaling import Scaling, equilibrate
 from pdopt.problems.game import MatrixGame
 from pdopt.problems.game_view import GameSaddle
@@ -34,8 +34,8 @@ class Saddle(Protocol):
     """What a first-order saddle method sees.
 
     `prox(v, step)` is the prox of the nonsmooth part of f, `gradient(x, y)` the gradient in x of the smooth part of f
-    plus that of `<v(x), y>`, `violation(x)` the affine v, `move(y, v, step)` the dual half's move. `norm()` is the
-    spectral norm of v's linear part, `largest` a cheap lower bound of it, `balance` the first primal weight.
+    plus that of `<v(x), y>`, `violation(x)` the affine v, `move(y, v, step)` the dual half's move. `norm(limit)` is
+    the spectral norm of v's linear part after at most that many power iterations, `balance` the first primal weight.
     """
 
     def start(self) -> Pair: ...
@@ -52,9 +52,8 @@ class Saddle(Protocol):
 
     def move(self, y: Any, v: Any, step: Any) -> Any: ...
 
-    def norm(self) -> Any: ...
+    def norm(self, limit: int = POWER_ITERATIONS) -> Any: ...
 
-    largest: Any
     balance: Any
 
 
@@ -126,7 +125,6 @@ class LinearSaddle:
     E: Any
     bound: Any
     objective: Any
-    largest: Any
     balance: Any
     row_order: Order | None = None
     column_order: Order | None = None
@@ -164,9 +162,9 @@ class LinearSaddle:
         """The prox of two-sided rows at `y + step v`."""
         return self.rows(y, v, step)
 
-    def norm(self) -> Any:
+    def norm(self, limit: int = POWER_ITERATIONS) -> Any:
         """`|A_s|_2` by power iteration."""
-        return spectral_norm(self.operator, self.D.shape[-1], self.c.dtype)
+        return spectral_norm(self.operator, self.D.shape[-1], self.c.dtype, limit=limit)
 
 
 @singledispatch
@@ -220,7 +218,6 @@ def _(lp: LinearProgram, scaling: Scaling) -> LinearSaddle:
     lp = lp.minimised()
     D, E = equilibrate(lp.A, scaling.ruiz, scaling.pock_chambolle)
     scaled = lp.A.scale(1 / D, 1 / E)
-    largest = jnp.max(scaled.row_norms("linf"), initial=0)
     operator, row_order, column_order = scaled.ordered()
     c, rl, ru, l, u = lp.c / E, lp.row_lower / D, lp.row_upper / D, lp.lower * E, lp.upper * E
     one = jnp.ones((), lp.c.dtype)
@@ -234,7 +231,7 @@ def _(lp: LinearProgram, scaling: Scaling) -> LinearSaddle:
     move = Interval(_put(row_order, bound * rl), _put(row_order, bound * ru))
     D, E = _put(row_order, D), _put(column_order, E)
     c, l, u = (_put(column_order, v) for v in (objective * c, bound * l, bound * u))
-    return LinearSaddle(operator, c, l, u, move, D, E, bound, objective, largest, balance, row_order, column_order)
+    return LinearSaddle(operator, c, l, u, move, D, E, bound, objective, balance, row_order, column_order)
 
 
 @saddle.register
@@ -248,8 +245,7 @@ def _(game: MatrixGame, move: Move) -> GameSaddle:
         raise InvalidOption(f"move is {move!r}; expected Euclidean() or Entropic(), which move inside a simplex")
     own = type(move)(Simplex())
     dtype = game.payoff.dtype
-    largest = jnp.max(game.payoff.row_norms("linf"), initial=0)
-    return GameSaddle(game.payoff, own, own, largest, jnp.ones((), dtype))
+    return GameSaddle(game.payoff, own, own, jnp.ones((), dtype))
 
 
 @constrained.register

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from pdopt.errors import require_range
+from pdopt.operators.norms import POWER_ITERATIONS
 from pdopt.types import Steps, record
 
 MEMORY = 64  # steps over which the mean of log(limit / eta) is taken
@@ -81,6 +82,7 @@ class ConstantStep:
 
     share: Any = 0.998
     adapts = False
+    products = POWER_ITERATIONS  # a norm that is too small would diverge
 
     def validate(self) -> None:
         """Raise `InvalidOption` for a share outside (0, 1]."""
@@ -116,6 +118,7 @@ class AdaptiveStep:
     shrink: Any = 0.3
     grow: Any = 0.6
     adapts = True
+    products = 64  # power iterations for the base: a rough norm will do, since every step is checked
 
     def validate(self) -> None:
         """Raise `InvalidOption` for shares outside (0, 1], a switch below 1 or exponents not positive."""
