@@ -12,6 +12,7 @@ from pathlib import Path
 from benchmarks import linear
 from benchmarks.claims import failed
 from benchmarks.harness import Options
+from benchmarks.instances import FAMILIES
 from benchmarks.report import show, write
 from benchmarks.solvers import SOLVERS
 
@@ -33,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--output", type=Path, default=Path("benchmark-results"), metavar="DIR", help="folder of results")
     p.add_argument("--data", type=Path, default=Path("../shared/data"), metavar="DIR", help="folder of instances")
     p.add_argument("--instances", choices=("auto", "generated", "tiny"), default="auto", help="tiny: two, for a trial")
+    p.add_argument("--families", default="", help=f"folders of instances, comma-separated, of: {', '.join(FAMILIES)}")
     p.add_argument("--time-limit", type=float, metavar="SECONDS", help="one solve (quick 10, full 150)")
     p.add_argument("--budget", type=float, metavar="SECONDS", help="all of one comparison (quick 150, full none)")
     p.add_argument("--seed", type=int, default=0, help="seed of generated instances")
@@ -52,7 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"solvers: {', '.join(SOLVERS)}")
         return 0
     peers = tuple(name for name in a.peers.split(",") if name)
-    for name, known in [*((n, COMPARISONS) for n in a.names), *((n, SOLVERS) for n in peers)]:
+    families = tuple(name for name in a.families.split(",") if name)
+    asked = (*((n, COMPARISONS) for n in a.names), *((n, SOLVERS) for n in peers), *((n, FAMILIES) for n in families))
+    for name, known in asked:
         if name not in known:
             p.error(f"unknown name {name!r}; expected one of: {', '.join(known)}")
     try:
@@ -71,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
             tolerances or ((1e-4, 1e-6, 1e-8) if a.full else (1e-4, 1e-8)),
             a.time_limit or (150.0 if a.full else 10.0),
             a.budget or (float("inf") if a.full else 150.0),
-            a.seed, a.data, a.instances,
+            a.seed, a.data, a.instances, families,
         )  # fmt: skip
         report = COMPARISONS[name].run(options, lambda line: print(line, file=sys.stderr, flush=True))
         write(report, folder)

@@ -37,6 +37,7 @@ class Options(NamedTuple):
     seed: int = 0
     data: Path = Path("../shared/data")
     source: str = "auto"
+    families: tuple[str, ...] = ()
 
 
 def run_all(

@@ -20,7 +20,7 @@ QUICK = (OURS, "pdlp", "highs-simplex", "highs-ipm", "highs-pdlp", MPAX[0])
 def run(options: Options, say: Any = print) -> Report:
     """Run every solver on every instance; judge, count and draw."""
     solvers = options.peers or (tuple(SOLVERS) if options.full else QUICK)
-    instances = linear_instances(options.data, options.full, options.seed, options.source)
+    instances = linear_instances(options.data, options.full, options.seed, options.source, options.families)
     records = run_all(instances, tuple(solvers), options, say)
     tables, pictures = [], []
     for tolerance in options.tolerances:

@@ -28,14 +28,20 @@ def read_folder(folder: Path, reference: Path) -> list[Instance]:
     return found
 
 
-def linear_instances(folder: Path, full: bool, seed: int, source: str = "auto") -> list[Instance]:
-    """`core` (quick) or every family (full) of `folder/lp`; generated ones where it is absent or asked for."""
+FAMILIES = ("core", "netlib", "kennington", "meszaros", "pds", "rail", "infeasible")
+
+
+def linear_instances(
+    folder: Path, full: bool, seed: int, source: str = "auto", families: tuple[str, ...] = ()
+) -> list[Instance]:
+    """The families named, else `core` (quick) or all others (full) of `folder/lp`; generated ones where it is absent."""
     lp = folder / "lp"
     if source == "generated" or (source == "auto" and not lp.is_dir()):
         return generated(seed, scale=4 if full else 1)
     if source == "tiny":
         return generated(seed, scale=0)
-    if not full:
-        return read_folder(lp / "core", lp / "core" / "reference.csv")
-    families = ("netlib", "kennington", "meszaros", "pds", "rail", "infeasible")
-    return [i for family in families for i in read_folder(lp / family, lp / "reference.csv")]
+    found = []
+    for family in families or (FAMILIES[1:] if full else FAMILIES[:1]):
+        own = lp / family / "reference.csv"
+        found += read_folder(lp / family, own if own.exists() else lp / "reference.csv")
+    return found
