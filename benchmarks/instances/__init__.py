@@ -34,7 +34,7 @@ FAMILIES = ("core", "netlib", "kennington", "meszaros", "pds", "rail", "infeasib
 def linear_instances(
     folder: Path, full: bool, seed: int, source: str = "auto", families: tuple[str, ...] = ()
 ) -> list[Instance]:
-    """The families named, else `core` (quick) or all others (full) of `folder/lp`; generated ones without the folder."""
+    """The families named, else `core` (quick) or all others (full) of `folder/lp`; else generated ones."""
     lp = folder / "lp"
     if source == "generated" or (source == "auto" and not lp.is_dir()):
         return generated(seed, scale=4 if full else 1)
