@@ -17,7 +17,8 @@ import numpy as np
 from pdopt.types import record
 
 WIDEST = 16  # longest unrolled chain: wider ones cost compile time and stop paying
-SLICE_PRICE = 150  # a slice's fixed cost (one more XLA loop) in padded entries, measured on a CPU
+SLICE_PRICE = 150  # a slice's fixed cost (one more XLA loop) in padded entries, measured on a CPU,
+SLICE_SHARE = 0.01  # and in entries of the matrix: a slice that saves less than 1 % is not worth its compile time
 MOST_SLICES = 12
 
 
@@ -57,8 +58,8 @@ class Planned(NamedTuple):
     order: np.ndarray
 
 
-def choose_widths(lengths: np.ndarray) -> list[int]:
-    """Slice widths (ascending, the last covers the longest) that minimise padded entries + a price a slice.
+def choose_widths(lengths: np.ndarray, price: float = SLICE_PRICE) -> list[int]:
+    """Slice widths (ascending, the last covers the longest) that minimise padded entries + `price` a slice.
 
     Dynamic programming over the distinct lengths, at most `MOST_SLICES` widths.
     """
@@ -73,7 +74,7 @@ def choose_widths(lengths: np.ndarray) -> list[int]:
     for used in range(1, most + 1):
         for stop in range(1, size + 1):
             starts = np.arange(stop)
-            cost = best[used - 1, :stop] + distinct[stop - 1] * (cumulative[stop] - cumulative[starts]) + SLICE_PRICE
+            cost = best[used - 1, :stop] + distinct[stop - 1] * (cumulative[stop] - cumulative[starts]) + price
             cut[used, stop] = np.argmin(cost)
             best[used, stop] = cost[cut[used, stop]]
     used, stop, widths = int(np.argmin(best[:, size])), size, []
@@ -97,7 +98,8 @@ def make_plan(start: np.ndarray, index: np.ndarray, position: np.ndarray, paddin
     empty = np.flatnonzero(length == 0)
     long = np.flatnonzero(length > WIDEST)
     slices, order = [], [empty]
-    for rows, width in _slices(short, length):
+    price = SLICE_PRICE + SLICE_SHARE * int(start[-1])
+    for rows, width in _slices(short, length, price):
         slices.append(_fill(start[rows], length[rows], width, index, position, padding))
         order.append(rows)
     tail: tuple[Any, ...] = ()
@@ -109,7 +111,7 @@ def make_plan(start: np.ndarray, index: np.ndarray, position: np.ndarray, paddin
         size = base[owner] + (within < extra[owner])
         first = start[long][owner] + within * base[owner] + np.minimum(within, extra[owner])
         piece_slices, piece_order = [], []
-        for which, width in _slices(np.arange(owner.size), size):
+        for which, width in _slices(np.arange(owner.size), size, price):
             piece_slices.append(_fill(first[which], size[which], width, index, position, padding))
             piece_order.append(which)
         emitted = np.concatenate(piece_order)
@@ -125,9 +127,9 @@ def _plan(slices: list[tuple[Any, Any]], long: tuple[Any, ...], empty: int, padd
     return Plan(tuple(i for i, _ in slices), tuple(p for _, p in slices), long, empty, padding)
 
 
-def _slices(rows: np.ndarray, length: np.ndarray) -> list[tuple[np.ndarray, int]]:
+def _slices(rows: np.ndarray, length: np.ndarray, price: float) -> list[tuple[np.ndarray, int]]:
     """Rows grouped into slices: (row ids sorted by length, width)."""
-    widths = choose_widths(length[rows])
+    widths = choose_widths(length[rows], price)
     rows = rows[np.argsort(length[rows], kind="stable")]
     bounds = np.searchsorted(length[rows], widths, side="right")
     return [(part, width) for part, width in zip(np.split(rows, bounds[:-1]), widths) if part.size]

@@ -111,12 +111,15 @@ class LinearSaddle:
     `x = E^-1 x_s / s_b`, `y = D^-1 y_s / s_o` (linear spec, section 2).
 
     Attributes:
-        operator: `A_s`; c, lower, upper: `(n,)`; rows: the dual move that holds `row_lower <= A_s x <= row_upper`.
-        D, E: `(m,)` and `(n,)`; bound, objective: the scalars s_b, s_o; row_order, column_order: or None.
-        largest: the largest |entry| of A_s; balance: 1 with bound-objective scaling, else |c_s| / |b_s|.
+        operator: `A_s` laid out for many products; entries: `A_s` in the user's order, for few.
+        c, lower, upper: `(n,)`; rows: the dual move that holds `row_lower <= A_s x <= row_upper`.
+        D, E: `(m,)` and `(n,)`; bound, objective: the scalars s_b, s_o.
+        balance: the first primal weight, 1 with bound-objective scaling, else `|c_s| / |b_s|`.
+        row_order, column_order: the operator's orders, or None.
     """
 
     operator: Any
+    entries: Any
     c: Any
     lower: Any
     upper: Any
@@ -163,8 +166,8 @@ class LinearSaddle:
         return self.rows(y, v, step)
 
     def norm(self, limit: int = POWER_ITERATIONS) -> Any:
-        """`|A_s|_2` by power iteration."""
-        return spectral_norm(self.operator, self.D.shape[-1], self.c.dtype, limit=limit)
+        """`|A_s|_2` by power iteration, on the entries: a norm is asked for once, and they compile at once."""
+        return spectral_norm(self.entries, self.D.shape[-1], self.c.dtype, limit=limit)
 
 
 @singledispatch
@@ -231,7 +234,7 @@ def _(lp: LinearProgram, scaling: Scaling) -> LinearSaddle:
     move = Interval(_put(row_order, bound * rl), _put(row_order, bound * ru))
     D, E = _put(row_order, D), _put(column_order, E)
     c, l, u = (_put(column_order, v) for v in (objective * c, bound * l, bound * u))
-    return LinearSaddle(operator, c, l, u, move, D, E, bound, objective, balance, row_order, column_order)
+    return LinearSaddle(operator, scaled, c, l, u, move, D, E, bound, objective, balance, row_order, column_order)
 
 
 @saddle.register

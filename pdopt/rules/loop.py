@@ -108,9 +108,12 @@ def _verdict(
     """The status after a block, the strongest reason first."""
     status = jnp.where(iterations >= limit, _code(Status.ITERATION_LIMIT), _code(Status.RUNNING))
     size = optax.tree.norm(visit.after)
-    # A fixed point of the step that is not optimal: rounding holds it, and more steps would repeat it.
+    # A fixed point of the step that is not optimal, which more steps would repeat: near an optimum rounding holds it,
+    # far from one something is wrong.
     still = optax.tree.norm(optax.tree.sub(visit.after, visit.before)) == 0
-    status = jnp.where(still, _code(Status.PRECISION_LIMIT), status)
+    floor = jnp.sqrt(jnp.finfo(size.dtype).eps)
+    stalled = jnp.where(found.residuals.error <= floor, _code(Status.PRECISION_LIMIT), _code(Status.NUMERICAL_ERROR))
+    status = jnp.where(still, stalled, status)
     status = jnp.where(size > GROWTH, _code(Status.DIVERGED), status)
     if hasattr(judge, "rays") and hasattr(method, "direction"):
         rays = judge.rays(view.back(method.direction(view, state, visit)))

@@ -127,7 +127,7 @@ def test_row_27_a_tolerance_below_the_floor_warns_and_is_never_falsely_met(drive
     with pytest.warns(UserWarning, match="tolerance 1e-10 is below what float32 can reach, about 1.2e-06"):
         solution = driver(lp, tolerance=1e-10, max_iterations=2000)
     error = float(lp.residuals(solution.pair).error)
-    assert solution.reason in (Status.ITERATION_LIMIT, Status.OPTIMAL)
+    assert solution.reason in (Status.ITERATION_LIMIT, Status.PRECISION_LIMIT, Status.OPTIMAL)
     assert solution.reason is not Status.OPTIMAL or error <= 1e-10
 
 
@@ -184,7 +184,7 @@ class Still:
 
 def test_row_30_a_step_that_moves_nothing_ends_and_is_not_optimal():
     solution = run(program(), Still(), max_iterations=100)
-    assert solution.reason in (Status.NUMERICAL_ERROR, Status.ITERATION_LIMIT)
+    assert solution.reason is Status.NUMERICAL_ERROR
     assert int(solution.iterations) <= 100
 
 
