@@ -48,12 +48,13 @@ def run_all(
     folder.mkdir(parents=True, exist_ok=True)
     for number, instance in enumerate(instances):
         save(instance.data, folder / f"{number}.npz")
-    # Solvers that compile come last: the others need seconds, and what they leave of the budget goes to the rest.
+    # Solvers that compile come last: the others need seconds, and what they leave of the budget goes to the rest. A
+    # solver may take two shares of what is left, so that the first of those that compile is seldom cut.
     order = sorted(solvers, key=lambda solver: SOLVERS[solver].compiles)
     started, found = time.monotonic(), {}
     for place, solver in enumerate(order):
         left = options.budget - (time.monotonic() - started)
-        deadline = time.monotonic() + max(left, 0.0) / (len(order) - place)
+        deadline = time.monotonic() + max(left, 0.0) * 2 / (len(order) - place + 1)
         found[solver] = _run_solver(solver, instances, options, folder, deadline)
         say(f"{solver}: " + ", ".join(f"{n} {o}" for o, n in sorted(_count(found[solver]).items())))
     return [record for solver in solvers for record in found[solver]]

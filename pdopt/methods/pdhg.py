@@ -182,7 +182,11 @@ class PDHG:
         return Pair(drift.x.point, drift.y)
 
     def check(self, view: Any, state: State, visit: Visit) -> State:
-        """Restart and move the primal weight where the rules say so; refresh the carried violation."""
+        """Restart and move the primal weight where the rules say so.
+
+        The carried violation of a blended point is a blend too, but needs no refreshing: `T z` has its own product, and
+        the rounding error of the blend enters the next one times at most the reflection.
+        """
         candidate, error = self._candidate(view, state, visit)
         restart = self.restart.decide(state.epoch, error) & state.size.accepted
         anchor = state.track.anchor
