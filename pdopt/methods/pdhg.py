@@ -105,7 +105,11 @@ class PDHG:
 
     @staticmethod
     def averaged(**settings: Any) -> "PDHG":
-        """Restarted averaged PDHG with the adaptive step (PDLP), restarting to the better of iterate and mean."""
+        """Restarted averaged PDHG with the adaptive step, restarting to the better of iterate and mean.
+
+        As PDLP's engine, except that the better one and the restart are judged by the fixed-point error, not by KKT
+        residuals, so that one restart rule serves all engines.
+        """
         fixed = {
             "acceleration": Averaged(),
             "stepsize": AdaptiveStep(factor=1.0),
