@@ -20,11 +20,15 @@ if TYPE_CHECKING:
     from pdopt.operators.dense import Dense
     from pdopt.operators.implicit import Implicit
     from pdopt.operators.sparse import Sparse
+    from pdopt.problems.entropy import Entropy
     from pdopt.problems.game import MatrixGame
+    from pdopt.problems.grid_cost import Grid
     from pdopt.problems.linear import LinearProgram
     from pdopt.problems.mps import read_model, read_mps
+    from pdopt.problems.point_costs import LowRank, SqEuclidean
     from pdopt.problems.quadratic import QuadraticProgram
     from pdopt.problems.solution_file import read_solution, write_solution
+    from pdopt.problems.transport import Transport
     from pdopt.rules.loop import HISTORY
     from pdopt.run import run
     from pdopt.solve import solve
@@ -33,6 +37,11 @@ if TYPE_CHECKING:
 # Public name -> the module it is imported from at its first use.
 _HOMES = {
     "HISTORY": "rules.loop",
+    "Entropy": "problems.entropy",
+    "Grid": "problems.grid_cost",
+    "LowRank": "problems.point_costs",
+    "SqEuclidean": "problems.point_costs",
+    "Transport": "problems.transport",
     "PDHG": "methods.pdhg",
     "AugmentedLagrangian": "methods.augmented_lagrangian",
     "Dense": "operators.dense",
@@ -68,9 +77,12 @@ __all__ = [
     "Dense",
     "DualAscent",
     "Entropic",
+    "Entropy",
     "Euclidean",
+    "Grid",
     "Implicit",
     "LinearProgram",
+    "LowRank",
     "MatrixGame",
     "Memory",
     "MirrorDescent",
@@ -79,8 +91,10 @@ __all__ = [
     "Residuals",
     "Solution",
     "Sparse",
+    "SqEuclidean",
     "Status",
     "Steps",
+    "Transport",
     "Visit",
     "read_model",
     "read_mps",

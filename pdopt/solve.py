@@ -137,6 +137,8 @@ def checked_start(problem: Any, start: Any) -> Pair | None:
     pair = start.pair if isinstance(start, Solution) else start
     if not isinstance(pair, Pair):
         raise InvalidOption(f"start has type {type(start).__name__}; expected a Pair or a Solution")
+    if hasattr(problem, "inside"):
+        pair = problem.inside(pair)
     shapes = problem.pair_shapes()
     for name, given, like in zip(("start.x", "start.y"), pair, shapes):
         if jax.tree.structure(given) != jax.tree.structure(like):
@@ -169,8 +171,9 @@ def prepare(problem: Any, method: Any, start: Pair | None, tolerance: Any, histo
 def finish(problem: Any, carry: Carry) -> Solution:
     """The solution in the user's sense."""
     found = carry.optimality
+    pair = problem.flip(carry.pair)
     return Solution(
-        problem.flip(carry.pair),
+        problem.shown(pair) if hasattr(problem, "shown") else pair,
         carry.status,
         problem.sense * found.objective,
         problem.sense * found.dual_objective,

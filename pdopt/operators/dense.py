@@ -44,6 +44,10 @@ class Dense:
         """All stored values, to look at (finite, largest)."""
         return self.matrix
 
+    def todense(self) -> Any:
+        """The array itself."""
+        return self.matrix
+
     def astype(self, dtype: Any) -> "Dense":
         """The same matrix in another floating dtype."""
         return Dense(as_array("A", self.matrix, dtype))

@@ -1,0 +1,196 @@
+"""Cost operators of transport: what moving one unit from i to j costs, `C (n, m)`, without having to store C.
+
+    DenseCost(C)        the matrix itself (here; what a plain array becomes)
+    SqEuclidean(x, y)   C_ij = |x_i - y_j|^2, points in d dimensions, made block by block (`point_costs.py`)
+    Grid(axes)          C_ij = sum_k axes[k][i_k, j_k] on a product grid (`grid_cost.py`)
+    LowRank(U, V)       C = U V' (`point_costs.py`)
+
+Everything a solver wants is a reduction over rows or columns of a function of C. `Cost.rows` gives the first: it hands
+blocks of rows to a function and stacks what comes back, so that no cost but a dense one is ever held whole; the
+transpose of a cost is a cost, which gives the other.
+"""
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from pdopt.errors import InvalidProblem
+from pdopt.problems.checks import check_finite
+from pdopt.runtime.precision import as_array
+from pdopt.types import record
+
+# Entries of one block of rows: 4 MiB in float32, which stays in a CPU's cache; and of a whole matrix made at once.
+BLOCK_ENTRIES = 2**20
+WHOLE_ENTRIES = 2**22
+
+
+class Cost(abc.ABC):
+    """What every cost offers. `n, m = cost.shape`; all verbs are traceable and never build `(n, m)` unless dense."""
+
+    @property
+    @abc.abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """`(n, m)`."""
+
+    @property
+    @abc.abstractmethod
+    def dtype(self) -> Any:
+        """Floating dtype of the entries."""
+
+    @abc.abstractmethod
+    def block(self, start: Any, size: int) -> Any:
+        """Rows `start ... start + size - 1` of C, `(size, m)`; `start` may be traced, `size` is static."""
+
+    @abc.abstractmethod
+    def transpose(self) -> "Cost":
+        """The cost of going back, `C'`."""
+
+    @abc.abstractmethod
+    def astype(self, dtype: Any) -> "Cost":
+        """The same cost in another floating dtype."""
+
+    @abc.abstractmethod
+    def check(self) -> None:
+        """Raise `InvalidProblem` for NaN or infinite data."""
+
+    @property
+    def block_rows(self) -> int:
+        """Rows handed out at once; all of them where the matrix is small."""
+        n, m = self.shape
+        return n if n * m <= WHOLE_ENTRIES else max(1, min(n, BLOCK_ENTRIES // m))
+
+    def todense(self) -> Any:
+        """C, `(n, m)`."""
+        return self.block(0, self.shape[0])
+
+    def rows(self, reduce: Callable[..., Any], *along: Any) -> Any:
+        """`reduce(C_block, *along_block)` of every block of rows, stacked.
+
+        Args:
+            reduce: gets `(size, m)` entries and the matching `(size, ...)` parts of `along`; returns a pytree of
+                arrays with leading axis `size`.
+            along: arrays with leading axis n.
+        """
+        n, size = self.shape[0], self.block_rows
+        if size == n:
+            return reduce(self.todense(), *along)
+
+        def one(number: Any) -> Any:
+            # The last block is moved up to fit; its first rows are then made twice, with the same values.
+            start = jnp.minimum(number * size, n - size)
+            parts = [lax.dynamic_slice_in_dim(v, start, size) for v in along]
+            return reduce(self.block(start, size), *parts)
+
+        blocks = lax.map(one, jnp.arange(-(-n // size)))
+        last = n - n % size if n % size else n - size
+
+        def join(leaf: Any) -> Any:
+            whole = leaf[:-1].reshape((-1, *leaf.shape[2:]))
+            return jnp.concatenate([whole, leaf[-1][last - (n - size) :]])
+
+        return jax.tree.map(join, blocks)
+
+    def sums(self, reduce: Callable[..., Any], *along: Any) -> Any:
+        """The sum over blocks of rows of `reduce(C_block, *along_block, present)`.
+
+        Args:
+            reduce: as in `rows`, with a last argument `present (size,)`, 1 or 0: rows with 0 were counted already.
+                Returns a pytree of arrays of fixed shape.
+            along: arrays with leading axis n.
+        """
+        n, size = self.shape[0], self.block_rows
+        if size == n:
+            return reduce(self.todense(), *along, jnp.ones(n, self.dtype))
+
+        def one(total: Any, number: Any) -> Any:
+            start = jnp.minimum(number * size, n - size)
+            parts = [lax.dynamic_slice_in_dim(v, start, size) for v in along]
+            present = (start + jnp.arange(size) >= number * size).astype(self.dtype)
+            return jax.tree.map(jnp.add, total, reduce(self.block(start, size), *parts, present)), None
+
+        parts = [jax.ShapeDtypeStruct((size, *v.shape[1:]), v.dtype) for v in along]
+        entries = jax.ShapeDtypeStruct((size, self.shape[1]), self.dtype)
+        shapes = jax.eval_shape(reduce, entries, *parts, jax.ShapeDtypeStruct((size,), self.dtype))
+        zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return lax.scan(one, zero, jnp.arange(-(-n // size)))[0]
+
+    def largest(self) -> Any:
+        """`max |C|`."""
+        return jnp.max(self.rows(lambda block: jnp.max(jnp.abs(block), axis=1)))
+
+    def mean(self) -> Any:
+        """The mean entry."""
+        return jnp.mean(self.rows(lambda block: jnp.mean(block, axis=1)))
+
+    def min_rows(self, g: Any) -> Any:
+        """`min_j (C_ij - g_j)`, `(n,)`: the c-transform."""
+        return self.rows(lambda block: jnp.min(block - g, axis=1))
+
+    def softmin_rows(self, h: Any, epsilon: Any) -> Any:
+        """`-epsilon log sum_j exp(h_j - C_ij / epsilon)`, `(n,)`; `h_j = -inf` leaves column j out."""
+        return self.rows(lambda block: -epsilon * jax.nn.logsumexp(h - block / epsilon, axis=1))
+
+
+@record
+class DenseCost(Cost):
+    """The matrix itself.
+
+    Example:
+        >>> print(DenseCost(jnp.array([[0.0, 2.0], [1.0, 0.0]])).min_rows(jnp.array([0.0, 3.0])))
+        [-1. -3.]
+    """
+
+    C: Any
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(n, m)`."""
+        return self.C.shape[-2:]
+
+    @property
+    def dtype(self) -> Any:
+        """Dtype of C."""
+        return self.C.dtype
+
+    @property
+    def block_rows(self) -> int:
+        """All: the matrix is stored."""
+        return self.shape[0]
+
+    def block(self, start: Any, size: int) -> Any:
+        """Rows of C."""
+        return self.C if size == self.shape[0] else lax.dynamic_slice_in_dim(self.C, start, size)
+
+    def transpose(self) -> "DenseCost":
+        """`C'`."""
+        return DenseCost(self.C.T)
+
+    def astype(self, dtype: Any) -> "DenseCost":
+        """C in another dtype."""
+        return DenseCost(as_array("cost", self.C, dtype))
+
+    def check(self) -> None:
+        """Raise for NaN or infinity."""
+        check_finite("cost", self.C)
+
+
+def as_cost(cost: Any, dtype: Any) -> Cost:
+    """A cost operator from what users have: a matrix or a cost, brought to one floating dtype.
+
+    Raises:
+        InvalidProblem: not a matrix.
+
+    Example:
+        >>> as_cost([[0, 1], [1, 0]], jnp.float32).shape
+        (2, 2)
+    """
+    if isinstance(cost, Cost):
+        return cost.astype(dtype)
+    C = as_array("cost", cost, dtype)
+    if C.ndim != 2:
+        raise InvalidProblem(f"cost has shape {C.shape}; expected (n, m), or a cost operator")
+    return DenseCost(C)
