@@ -7,8 +7,8 @@ an upper bound, while the master's x, scaled into its rows, earns a lower one. T
 
     value <= optimum of the program <= bound,        bound - value <= tolerance (1 + bound)
 
-It is driven from the host, where sets are sorted; columns are padded to powers of two, so that the solver compiles once
-for each size and not once for each round.
+It is driven from the host, where sets are sorted; masters are dense and padded to powers of two, so that the solver
+compiles once for each size and not once for each round. Memory: `(n + T) x columns` numbers.
 """
 
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
+from jax.core import Tracer
 
 from pdopt.errors import InvalidOption, InvalidProblem, require_range
 from pdopt.problems.linear import LinearProgram
@@ -32,7 +33,9 @@ from pdopt.runtime.precision import precision_scope
 from pdopt.solve import solve
 from pdopt.types import Pair
 
-SMALLEST = 32  # columns of the smallest master
+# Rows and columns of a master are padded to powers of two, at least these: all small graphs share one compilation.
+LEAST_ROWS, LEAST_COLUMNS = 16, 64
+DENSE = 1 << 22  # entries up to which the matching program is padded and dense; beyond, sparse and compiled by itself
 # Relative accuracy asked of a master: a tenth of the gap still open, down to what its dtype can reach.
 FLOOR = {"float64": 1e-10, "float32": 2e-6}
 
@@ -86,7 +89,7 @@ def matching_lp(problem: StochasticMatching, *, tolerance: float | None = None) 
     n, T = p.shape
     best = _Best(T)
     if len(u):
-        A = _rows(n, T, u, np.repeat(u, 1), p[u, v], v)
+        A = _rows(n, T, u, v, p[u, v])
         start, asked = None, 0.1 * tolerance
         while True:
             x, y, start = _master(problem, worth, A, asked, start)
@@ -248,16 +251,13 @@ class _Pool:
         return sum(self.add(u, found.members) for u, found in enumerate(priced))
 
     def master(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Rows `(n + T, K)`, worth `(K,)`, vertices and sets; columns beyond the pool are 0 and earn nothing."""
+        """Rows `(n + T, K)`, worth `(K,)`, vertices `(K,)` and sets `(K, T)`."""
         n, T = self.p.shape
-        count = len(self.vertices)
-        size = max(SMALLEST, 1 << max(count - 1, 0).bit_length())
-        A, worth = np.zeros((n + T, size)), np.zeros(size)
-        if count:
-            A[np.array(self.vertices), np.arange(count)] = 1
-            A[n:, :count] = np.array(self.use).T
-            worth[:count] = self.worth
-        return A, worth, np.array(self.vertices, int), np.array(self.sets, bool).reshape(count, T)
+        vertices = np.array(self.vertices)
+        A = np.zeros((n + T, len(vertices)))
+        A[vertices, np.arange(len(vertices))] = 1
+        A[n:] = np.array(self.use).T
+        return A, np.array(self.worth), vertices, np.array(self.sets)
 
 
 def _master(
@@ -265,18 +265,26 @@ def _master(
 ) -> tuple[np.ndarray, np.ndarray, Pair]:
     """`max worth'x, A x <= 1, x >= 0` by pdopt: x and y clipped at 0 in float64, and the pair to start from next."""
     dtype = problem.weights.dtype
-    rows = A.shape[0]
-    lp = LinearProgram(
-        worth, A, np.full(rows, -np.inf), np.ones(rows), np.zeros(len(worth)), maximise=True, dtype=dtype
-    )
+    rows, columns = A.shape
+    m, k = rows, columns
+    if not sp.issparse(A):
+        m, k = _padded(rows, LEAST_ROWS), _padded(columns, LEAST_COLUMNS)
+        A = np.pad(A, ((0, m - rows), (0, k - columns)))
+    # A padded row has no side and a padded column earns nothing: both stay 0 and enter no residual.
+    full = np.where(np.arange(m) < rows, 1.0, np.inf)
+    worth = np.pad(worth, (0, k - columns))
+    lp = LinearProgram(worth, A, np.full(m, -np.inf), full, np.zeros(k), maximise=True, dtype=dtype)
     if start is not None:
-        longer = np.zeros(len(worth), dtype)
-        longer[: len(start.x)] = np.asarray(start.x)
         with precision_scope(problem):
-            start = Pair(jnp.asarray(longer, dtype), start.y)
+            start = Pair(jnp.asarray(np.pad(np.asarray(start.x), (0, k - len(start.x))), dtype), start.y)
     found = solve(lp, start=start, tolerance=tolerance, gradient="none")
-    x, y = (np.maximum(np.asarray(part, np.float64), 0) for part in found.pair)
-    return np.nan_to_num(x), np.nan_to_num(y), found.pair
+    x, y = (np.nan_to_num(np.maximum(np.asarray(part, np.float64), 0)) for part in found.pair)
+    return x[:columns], y[:rows], found.pair
+
+
+def _padded(size: int, least: int) -> int:
+    """The next power of two, at least `least`."""
+    return max(least, 1 << max(size - 1, 0).bit_length())
 
 
 def _scaled(x: np.ndarray, A: Any) -> np.ndarray:
@@ -293,12 +301,13 @@ def _named(vertices: np.ndarray, sets: np.ndarray, x: np.ndarray) -> list[tuple[
     return [(int(u), members, float(value)) for u, members, value in zip(vertices, sets, x) if value > 0]
 
 
-def _rows(n: int, T: int, u: np.ndarray, rows: np.ndarray, share: np.ndarray, v: np.ndarray) -> Any:
+def _rows(n: int, T: int, u: np.ndarray, v: np.ndarray, share: np.ndarray) -> Any:
     """The matching program's rows, one column an edge: `p_uv` in row u, 1 in row n + v."""
     columns = np.arange(len(u))
     entries = np.concatenate([share, np.ones(len(u))])
-    places = (np.concatenate([rows, n + v]), np.concatenate([columns, columns]))
-    return sp.csc_array((entries, places), shape=(n + T, len(u)))
+    places = (np.concatenate([u, n + v]), np.concatenate([columns, columns]))
+    A = sp.csc_array((entries, places), shape=(n + T, len(u)))
+    return A.toarray() if _padded(n + T, LEAST_ROWS) * _padded(len(u), LEAST_COLUMNS) <= DENSE else A
 
 
 def _floor(problem: StochasticMatching) -> float:
@@ -309,7 +318,7 @@ def _checked(problem: Any, tolerance: float | None) -> tuple[np.ndarray, np.ndar
     """The data on the host, and the tolerance."""
     if not isinstance(problem, StochasticMatching):
         raise InvalidProblem(f"problem has type {type(problem).__name__}; expected StochasticMatching")
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(problem)):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(problem)):
         raise InvalidProblem("problem is traced; expected concrete data: columns are generated on the host")
     if tolerance is None:
         tolerance = 1e-6 if problem.weights.dtype == np.float64 else 1e-4

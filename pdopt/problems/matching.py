@@ -98,9 +98,9 @@ def upper_triangular(n: int, group: int, dtype: Any = None) -> StochasticMatchin
 def left_heavy(n: int, group: int, dtype: Any = None) -> StochasticMatching:
     """The family that tells Balance from chance: group i is adjacent to offline i and to the whole upper half.
 
-    n groups of `group` identical arrivals, `p = 1/group`; the upper half are the last `n - n // 2` offline vertices, and
-    the matching LP has the value n. The first groups have one private neighbour and many shared ones, which the last
-    groups need: choosing at random spends the shared ones first.
+    n groups of `group` identical arrivals, `p = 1/group`; the upper half are the last `n - n // 2` offline vertices,
+    and the matching LP has the value n. The first groups have one private neighbour and many shared ones, which the
+    last groups need: choosing at random spends the shared ones first.
 
     Raises:
         InvalidProblem: n below 2 or group below 1.
@@ -133,6 +133,6 @@ def _check_range(name: str, value: Any, high: float) -> None:
     bad = (seen < 0) | (seen > high)
     if bad.any():
         first = np.unravel_index(int(np.argmax(bad)), bad.shape)
-        where = tuple(int(k) for k in first) if len(first) > 1 else int(first[0])
+        where = tuple(int(k) for k in first) if seen.ndim > 1 else int(np.argmax(bad))
         expected = f"numbers in [0, {high:g}]" if np.isfinite(high) else "numbers >= 0"
         raise InvalidProblem(f"{name} is {seen[first]:g} at index {where}; expected {expected}")

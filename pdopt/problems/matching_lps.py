@@ -1,4 +1,4 @@
-"""Linear programs that bound online matching from above: their columns, the pricing of a column, a bound from any price.
+"""Linear programs that bound online matching from above: columns, the pricing of a column, a bound from any price.
 
 A column (u, S) lets u be tried by the set S of arrivals; `alpha_u >= 0` prices u, `beta_v >= 0` prices arrival v:
 
@@ -17,7 +17,8 @@ comes u is still free with probability `1 - sum_{v' < v} p_uv' t_uv'`, so `t_uv`
 every policy is a point of the program with these rows, and that program is `StochasticConfiguration` (a column is a
 pure plan of a vertex's own two-state decision process; q is the chance that it still needs v). So
 
-    best adaptive policy <= stochastic configuration <= matching,      configuration <= matching <= (1 + max p) configuration
+    best adaptive policy <= stochastic configuration <= matching
+    configuration <= matching <= (1 + max p) configuration
 
 hold always (the last by rounding a fractional set dependently, at most one item above 1). `Configuration` itself
 (Huang, Zhang 2020) bounds the best policy for vanishing p; for large p it need not: with `p = [[.6, .6], [0, .55]]` the
@@ -126,7 +127,7 @@ class StochasticConfiguration:
             tried = weight * p[v] - beta[v] + (1 - p[v]) * after
             members[v] = p[v] > 0 and tried > after
             after = tried if members[v] else after
-        return Priced(members, after, after)
+        return Priced(members, float(after), float(after))
 
 
 def certificate(p: np.ndarray, weights: np.ndarray, beta: np.ndarray, family: Family) -> tuple[float, list[Priced]]:
@@ -170,8 +171,10 @@ def _search(share: np.ndarray, cost: np.ndarray, weight: float) -> tuple[np.ndar
         part = room - (filled[last] - filled[start])
         return weight - (spent + paid[last] - paid[start] + part * cost[last] / share[last])
 
-    best, chosen = 0.0, ()
-    stack, nodes, left = [(0, 0.0, 0.0, ())], 0, 0.0
+    best = 0.0
+    chosen: tuple[int, ...] = ()
+    nodes, left = 0, 0.0
+    stack: list[tuple[int, float, float, tuple[int, ...]]] = [(0, 0.0, 0.0, ())]
     while stack:
         start, mass, spent, taken = stack.pop()
         value = weight * min(1.0, mass) - spent
@@ -191,4 +194,4 @@ def _search(share: np.ndarray, cost: np.ndarray, weight: float) -> tuple[np.ndar
     subset = np.zeros(size, bool)
     subset[list(chosen)] = True
     # A branch cut at `best + ROUND w` may hide that much.
-    return subset, best, max(left, best + (ROUND * weight if size else 0.0))
+    return subset, float(best), float(max(left, best + (ROUND * weight if size else 0.0)))
