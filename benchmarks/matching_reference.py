@@ -126,6 +126,19 @@ def luck(key: Any, path: int, n: int, T: int, dtype: Any) -> Luck:
     return Luck(*(np.asarray(a) for a in (jax.random.uniform(once, (n,), dtype), choice, outcome)))
 
 
+def outcomes(key: Any, paths: int, T: int, dtype: Any) -> np.ndarray:
+    """`luck(...).outcome` of the first `paths` paths, `(paths, T)`, drawn in one batch."""
+    import jax
+    import jax.numpy as jnp
+
+    def one(path: Any) -> Any:
+        _, each = jax.random.split(jax.random.fold_in(key, path))
+        step = lambda t: jax.random.uniform(jax.random.split(jax.random.fold_in(each, t))[1], (), dtype)
+        return jax.vmap(step)(jnp.arange(T, dtype=jnp.uint32))
+
+    return np.asarray(jax.jit(jax.vmap(one))(jnp.arange(paths, dtype=jnp.uint32)))
+
+
 SCORES: dict[str, Callable[..., Any]] = {
     "Balance": lambda p, w, load, ranks, choice: p * w * np.exp(-load),
     "Ranking": lambda p, w, load, ranks, choice: p * w * (1 - np.exp(ranks - 1)),
