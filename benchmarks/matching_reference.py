@@ -1,4 +1,4 @@
-"""Independent references for online matching, in NumPy and HiGHS: the exact optimum, the programs in full, a plain loop.
+"""Independent references for online matching, NumPy and HiGHS: the exact optimum, the programs in full, a plain loop.
 
 Nothing here uses pdopt's code, apart from the keys that `match_online` documents, so that both sides see the same luck.
 """
@@ -119,10 +119,10 @@ def luck(key: Any, path: int, n: int, T: int, dtype: Any) -> Luck:
     import jax
     import jax.numpy as jnp
 
-    once, each = jax.random.split(jax.random.fold_in(key, path))
-    steps = jax.vmap(lambda t: jax.random.split(jax.random.fold_in(each, t)))(jnp.arange(T, dtype=jnp.uint32))
-    choice = jax.vmap(lambda k: jax.random.uniform(k, (n,), dtype))(steps[:, 0])
-    outcome = jax.vmap(lambda k: jax.random.uniform(k, (), dtype))(steps[:, 1])
+    once, choices, nature = jax.random.split(jax.random.fold_in(key, path), 3)
+    steps = jnp.arange(T, dtype=jnp.uint32)
+    choice = jax.vmap(lambda t: jax.random.uniform(jax.random.fold_in(choices, t), (n,), dtype))(steps)
+    outcome = jax.vmap(lambda t: jax.random.uniform(jax.random.fold_in(nature, t), (), dtype))(steps)
     return Luck(*(np.asarray(a) for a in (jax.random.uniform(once, (n,), dtype), choice, outcome)))
 
 
@@ -132,8 +132,8 @@ def outcomes(key: Any, paths: int, T: int, dtype: Any) -> np.ndarray:
     import jax.numpy as jnp
 
     def one(path: Any) -> Any:
-        _, each = jax.random.split(jax.random.fold_in(key, path))
-        step = lambda t: jax.random.uniform(jax.random.split(jax.random.fold_in(each, t))[1], (), dtype)
+        nature = jax.random.split(jax.random.fold_in(key, path), 3)[2]
+        step = lambda t: jax.random.uniform(jax.random.fold_in(nature, t), (), dtype)
         return jax.vmap(step)(jnp.arange(T, dtype=jnp.uint32))
 
     return np.asarray(jax.jit(jax.vmap(one))(jnp.arange(paths, dtype=jnp.uint32)))

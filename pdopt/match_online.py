@@ -7,7 +7,8 @@ clipping to a budget does.
 Since `E[success | try] = p`, reward and load have the same mean: `E[sum w_u matched_u] = E[sum w_u l_u]`.
 
 Randomness: path k uses `fold_in(key, k)`, so that the first paths of a longer run are those of a shorter one. Within
-a path `once, each = split(path)`; `once` is the policy's, arrival t has `choice, outcome = split(fold_in(each, t))`.
+a path `once, choices, outcomes = split(path, 3)`; `once` is the policy's, arrival t has `fold_in(choices, t)` for the
+policy and `fold_in(outcomes, t)` for nature.
 """
 
 from functools import partial
@@ -90,18 +91,17 @@ def _match(problem: StochasticMatching, policy: Any, key: Any, paths: int, recor
 def _path(problem: StochasticMatching, policy: Any, key: Any, record: bool) -> MatchingRun:
     """One run."""
     weights, dtype = problem.weights, problem.weights.dtype
-    once, each = jax.random.split(key)
+    once, choices, outcomes = jax.random.split(key, 3)
     drawn = policy.draw(problem, once)
     step = parts(policy, weights)
     nobody = jnp.zeros_like(weights)
 
     def arrive(state: tuple[Any, Any], now: tuple[Any, Any]) -> tuple[tuple[Any, Any], Any]:
         (free, load), (number, p) = state, now
-        choice, outcome = jax.random.split(jax.random.fold_in(each, number))
-        arrival = Arrival(p, free, drawn, choice)
+        arrival = Arrival(p, free, drawn, jax.random.fold_in(choices, number))
         one = jnp.ones((), dtype)
         (chosen, load), _ = saddle_step(step, one, Pair(nobody, load), Memory(arrival))
-        success = jax.random.uniform(outcome, (), dtype) < jnp.sum(chosen * p)
+        success = jax.random.uniform(jax.random.fold_in(outcomes, number), (), dtype) < jnp.sum(chosen * p)
         free = free & ~((chosen > 0) & success)
         seen = (jnp.where(jnp.any(chosen > 0), jnp.argmax(chosen), -1).astype(jnp.int32), success) if record else ()
         return (free, load), seen

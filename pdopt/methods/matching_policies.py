@@ -7,7 +7,7 @@ The loads are the multipliers: violation = consumption (a try of u by v consumes
 the orthant. A policy is its score:
 
     policy           score_u                        what u costs
-    Balance          p_uv w_u (1 - g(l_u))          w_u g(l_u): the more was tried, the dearer
+    Balance          p_uv w_u (1 - g(l_u))          w_u g(l_u): the more was tried, the dearer (g increasing)
     Ranking          p_uv w_u (1 - e^(r_u - 1))     w_u e^(r_u - 1), r_u ~ U(0, 1) drawn once: prices that never move
     Greedy           p_uv w_u, or a fixed order     nothing
     UniformRandom    U(0, 1) drawn for each arrival
@@ -43,30 +43,31 @@ class Arrival(NamedTuple):
     key: Any
 
 
-def spent(load: Any) -> Any:
-    """`g(l) = 1 - e^-l`: the chance that a vertex of load l has succeeded already, for small p; increasing, in [0, 1).
+def survival(load: Any) -> Any:
+    """`1 - g(l) = e^-l`: the chance that a vertex of load l has not succeeded yet, for small p.
 
     Example:
-        >>> print(spent(jnp.array([0.0, 1.0])).round(3))
-        [0.    0.632]
+        >>> print(survival(jnp.array([0.0, 1.0])).round(3))
+        [1.    0.368]
     """
-    return -jnp.expm1(-load)
+    return jnp.exp(-load)
 
 
-@record(static=("g",))
+@record(static=("discount",))
 class Balance:
     """Stochastic Balance: `argmax p_uv w_u (1 - g(l_u))` over free neighbours (Mehta, Panigrahi 2012; Huang, Zhang
     2020; arXiv 2309.10289).
 
     With equal p and w, every increasing g means "the least loaded free neighbour" and makes the same decisions.
-    With unequal ones g matters; the papers choose theirs to prove a ratio, by a differential equation. The default is
-    `spent`, whose score `p w e^-l` weighs a vertex by the chance that it would still be free.
+    With unequal ones g matters; the papers choose theirs to prove a ratio. The default, `1 - g = survival`, is not
+    theirs: its score `p w e^-l` weighs a try by the chance that u would still be free.
 
     Attributes:
-        g: an increasing function of the loads `(n,)`, elementwise, in [0, 1]; static, so pass a module-level function.
+        discount: `1 - g`, a decreasing function of the loads `(n,)`, elementwise, in [0, 1]; static, so pass a
+            module-level function. (1 - g is asked for, as it keeps its digits where the load is large.)
 
     Raises:
-        InvalidOption: g is not callable.
+        InvalidOption: discount is not callable.
 
     Example:
         >>> import pdopt
@@ -76,19 +77,19 @@ class Balance:
         (3, 4)
     """
 
-    g: Callable[[Any], Any] = spent
+    discount: Callable[[Any], Any] = survival
 
     def __post_init__(self) -> None:
-        if not callable(self.g):
-            raise InvalidOption(f"g is {self.g!r}; expected a function of the loads")
+        if not callable(self.discount):
+            raise InvalidOption(f"discount is {self.discount!r}; expected a function of the loads")
 
     def draw(self, problem: StochasticMatching, key: Any) -> Any:
         """Nothing is drawn."""
         return ()
 
     def score(self, weights: Any, load: Any, arrival: Arrival) -> Any:
-        """`p (w - price)` with `price = w g(load)`, `(n,)`."""
-        return arrival.p * (weights - weights * self.g(load))
+        """`p (w - price)` with `price = w g(load)`, that is `p w (1 - g)`, `(n,)`."""
+        return arrival.p * weights * self.discount(load)
 
 
 @record
@@ -112,7 +113,7 @@ class Ranking:
 
     def score(self, weights: Any, load: Any, arrival: Arrival) -> Any:
         """`p (w - price)` with the constant `price = w e^(r - 1)`, `(n,)`."""
-        return arrival.p * (weights - weights * jnp.exp(arrival.drawn - 1))
+        return arrival.p * weights * -jnp.expm1(arrival.drawn - 1)
 
 
 @record
@@ -181,8 +182,12 @@ def parts(policy: Any, weights: Any) -> Parts:
         arrival = memory.primal
         eligible = arrival.free & (arrival.p > 0)
         score = jnp.where(eligible, policy.score(weights, load, arrival), -jnp.inf)
-        chosen = jax.nn.one_hot(jnp.argmax(score), weights.shape[0], dtype=weights.dtype)
-        return jnp.where(jnp.any(eligible), chosen, jnp.zeros_like(chosen)), memory
+        # Twice as fast as argmax on a CPU. The barrier makes the scores one set of numbers: computed again for the
+        # comparison, they might round differently and none would equal the largest.
+        score = jax.lax.optimization_barrier(score)
+        place = jnp.arange(score.shape[0], dtype=jnp.int32)
+        first = jnp.min(jnp.where(score == jnp.max(score), place, score.shape[0]))
+        return ((place == first) & eligible).astype(weights.dtype), memory
 
     consumption = lambda chosen, arrival: arrival.p * chosen
     return Parts(primal, consumption, Euclidean(Orthant()))
