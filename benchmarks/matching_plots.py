@@ -65,7 +65,7 @@ def bound_plot(rows: list[dict[str, Any]], path: Path) -> Path:
 
 def worst_plot(rows: list[dict[str, Any]], path: Path) -> Path:
     """The worst table found for each policy: which group may try which offline vertex."""
-    figure, panels = _figure(1, len(rows), (2.6 * len(rows), 3.1))
+    figure, panels = _figure(1, len(rows), (2.6 * len(rows), 3.7))
     for axes, row in zip(panels, rows):
         edges = np.array(row["edges"])
         axes.imshow(edges.T, cmap="Greys", vmin=0, vmax=1.6, aspect="equal")
@@ -74,7 +74,7 @@ def worst_plot(rows: list[dict[str, Any]], path: Path) -> Path:
         axes.set_xlabel("offline vertex")
         axes.set_title(f"{row['policy']}\n{row['ratio']:.3f} ± {row['error']:.3f}", fontsize=9)
     panels[0].set_ylabel("group, in order of arrival")
-    figure.suptitle("Worst small graphs found (black: an edge), ratio to the exact optimum", fontsize=10)
+    figure.suptitle("Worst small graphs found (grey: an edge), ratio to the exact optimum", fontsize=10)
     return _save(figure, path, rows)
 
 
