@@ -34,7 +34,7 @@ from pdopt.solve import solve
 from pdopt.types import Pair
 
 # Rows and columns of a master are padded to powers of two, at least these: all small graphs share one compilation.
-LEAST_ROWS, LEAST_COLUMNS = 16, 64
+LEAST_ROWS, LEAST_COLUMNS = 16, 128
 DENSE = 1 << 22  # entries up to which the matching program is padded and dense; beyond, sparse and compiled by itself
 # Relative accuracy asked of a master: a tenth of the gap still open, down to what its dtype can reach.
 FLOOR = {"float64": 1e-10, "float32": 2e-6}
@@ -274,9 +274,10 @@ def _master(
     full = np.where(np.arange(m) < rows, 1.0, np.inf)
     worth = np.pad(worth, (0, k - columns))
     lp = LinearProgram(worth, A, np.full(m, -np.inf), full, np.zeros(k), maximise=True, dtype=dtype)
-    if start is not None:
-        with precision_scope(problem):
-            start = Pair(jnp.asarray(np.pad(np.asarray(start.x), (0, k - len(start.x))), dtype), start.y)
+    with precision_scope(problem):
+        # A start at every solve, the first too: without one the solver would be another program, compiled by itself.
+        x, y = (np.zeros(0), jnp.zeros(m, dtype)) if start is None else (np.asarray(start.x), start.y)
+        start = Pair(jnp.asarray(np.pad(x, (0, k - len(x))), dtype), y)
     found = solve(lp, start=start, tolerance=tolerance, gradient="none")
     x, y = (np.nan_to_num(np.maximum(np.asarray(part, np.float64), 0)) for part in found.pair)
     return x[:columns], y[:rows], found.pair

@@ -78,20 +78,19 @@ def test_batches_of_graphs_keys_and_paths_equal_loops() -> None:
         alone = pdopt.match_online(graph, pdopt.Balance(), keys[k], paths=4)
         np.testing.assert_array_equal(batch.matched[k], alone.matched)
         np.testing.assert_array_equal(batch.load[k], alone.load)
-    few, many = (pdopt.match_online(graphs[0], pdopt.Ranking(), KEY, paths=size) for size in (3, 9))
-    np.testing.assert_array_equal(many.load[:3], few.load)
-    np.testing.assert_array_equal(many.reward[:3], few.reward)
+    few, many = (pdopt.match_online(graphs[0], pdopt.Balance(), KEY, paths=size) for size in (4, 9))
+    np.testing.assert_array_equal(many.load[:4], few.load)
+    np.testing.assert_array_equal(many.reward[:4], few.reward)
 
 
-@pytest.mark.parametrize("name", ["Balance", "UniformRandom"])
-def test_jit_changes_nothing(name: str) -> None:
-    graph = random_graph(4, 3, 5, np.float32)
-    run = lambda: pdopt.match_online(graph, POLICIES[name], KEY, paths=2, record=True)
+def test_jit_changes_nothing() -> None:
+    graph = random_graph(4, 3, 4, np.float32)
+    run = lambda: pdopt.match_online(graph, pdopt.Balance(), KEY, paths=2, record=True)
     with jax.disable_jit():
         eager = run()
     for a, b in zip(eager, run()):
         np.testing.assert_array_equal(a, b)
-    again = jax.jit(lambda g, key: pdopt.match_online(g, POLICIES[name], key, paths=2, record=True))(graph, KEY)
+    again = jax.jit(lambda g, key: pdopt.match_online(g, pdopt.Balance(), key, paths=2, record=True))(graph, KEY)
     for a, b in zip(again, run()):
         np.testing.assert_array_equal(a, b)
 
