@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pdopt.geometry.entropic import Entropic
     from pdopt.geometry.moves import Euclidean
+    from pdopt.match_online import MatchingRun, match_online
+    from pdopt.matching_bounds import MatchingBound, configuration_lp, matching_lp, stochastic_configuration_lp
     from pdopt.methods.augmented_lagrangian import AugmentedLagrangian
     from pdopt.methods.dual_ascent import DualAscent
+    from pdopt.methods.matching_policies import Balance, Greedy, Ranking, UniformRandom
     from pdopt.methods.mirror_descent import MirrorDescent
     from pdopt.methods.pdhg import PDHG
     from pdopt.operators.dense import Dense
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from pdopt.problems.game import MatrixGame
     from pdopt.problems.grid_cost import Grid
     from pdopt.problems.linear import LinearProgram
+    from pdopt.problems.matching import StochasticMatching, left_heavy, upper_triangular
     from pdopt.problems.mps import read_model, read_mps
     from pdopt.problems.point_costs import LowRank, SqEuclidean
     from pdopt.problems.quadratic import QuadraticProgram
@@ -44,29 +48,42 @@ _HOMES = {
     "Transport": "problems.transport",
     "PDHG": "methods.pdhg",
     "AugmentedLagrangian": "methods.augmented_lagrangian",
+    "Balance": "methods.matching_policies",
     "Dense": "operators.dense",
     "DualAscent": "methods.dual_ascent",
     "Entropic": "geometry.entropic",
     "Euclidean": "geometry.moves",
+    "Greedy": "methods.matching_policies",
     "Implicit": "operators.implicit",
     "LinearProgram": "problems.linear",
+    "MatchingBound": "matching_bounds",
+    "MatchingRun": "match_online",
     "MatrixGame": "problems.game",
     "Memory": "types",
     "MirrorDescent": "methods.mirror_descent",
     "Pair": "types",
     "QuadraticProgram": "problems.quadratic",
+    "Ranking": "methods.matching_policies",
     "Residuals": "types",
     "Solution": "types",
     "Sparse": "operators.sparse",
     "Status": "types",
     "Steps": "types",
+    "StochasticMatching": "problems.matching",
+    "UniformRandom": "methods.matching_policies",
     "Visit": "types",
+    "configuration_lp": "matching_bounds",
+    "left_heavy": "problems.matching",
+    "match_online": "match_online",
+    "matching_lp": "matching_bounds",
     "read_model": "problems.mps",
     "read_mps": "problems.mps",
     "read_solution": "problems.solution_file",
     "record": "types",
     "run": "run",
     "solve": "solve",
+    "stochastic_configuration_lp": "matching_bounds",
+    "upper_triangular": "problems.matching",
     "write_solution": "problems.solution_file",
 }
 
@@ -74,34 +91,47 @@ __all__ = [
     "HISTORY",
     "PDHG",
     "AugmentedLagrangian",
+    "Balance",
     "Dense",
     "DualAscent",
     "Entropic",
     "Entropy",
     "Euclidean",
+    "Greedy",
     "Grid",
     "Implicit",
     "LinearProgram",
     "LowRank",
+    "MatchingBound",
+    "MatchingRun",
     "MatrixGame",
     "Memory",
     "MirrorDescent",
     "Pair",
     "QuadraticProgram",
+    "Ranking",
     "Residuals",
     "Solution",
     "Sparse",
     "SqEuclidean",
     "Status",
     "Steps",
+    "StochasticMatching",
     "Transport",
+    "UniformRandom",
     "Visit",
+    "configuration_lp",
+    "left_heavy",
+    "match_online",
+    "matching_lp",
     "read_model",
     "read_mps",
     "read_solution",
     "record",
     "run",
     "solve",
+    "stochastic_configuration_lp",
+    "upper_triangular",
     "write_solution",
 ]
 
