@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from pdopt.geometry.entropic import Entropic
     from pdopt.geometry.moves import Euclidean
     from pdopt.methods.augmented_lagrangian import AugmentedLagrangian
+    from pdopt.methods.balancing import Balancer
     from pdopt.methods.dual_ascent import DualAscent
     from pdopt.methods.mirror_descent import MirrorDescent
     from pdopt.methods.pdhg import PDHG
     from pdopt.operators.dense import Dense
     from pdopt.operators.implicit import Implicit
     from pdopt.operators.sparse import Sparse
+    from pdopt.problems.balancing import Balancing
     from pdopt.problems.game import MatrixGame
     from pdopt.problems.linear import LinearProgram
     from pdopt.problems.mps import read_model, read_mps
@@ -35,6 +37,8 @@ _HOMES = {
     "HISTORY": "rules.loop",
     "PDHG": "methods.pdhg",
     "AugmentedLagrangian": "methods.augmented_lagrangian",
+    "Balancer": "methods.balancing",
+    "Balancing": "problems.balancing",
     "Dense": "operators.dense",
     "DualAscent": "methods.dual_ascent",
     "Entropic": "geometry.entropic",
@@ -65,6 +69,8 @@ __all__ = [
     "HISTORY",
     "PDHG",
     "AugmentedLagrangian",
+    "Balancer",
+    "Balancing",
     "Dense",
     "DualAscent",
     "Entropic",
@@ -92,7 +98,7 @@ __all__ = [
 ]
 
 
-_FOLDERS = ("errors", "geometry", "methods", "operators", "problems", "rules", "runtime", "types")
+_FOLDERS = ("errors", "geometry", "methods", "models", "operators", "problems", "rules", "runtime", "types")
 
 
 def __getattr__(name: str) -> Any:

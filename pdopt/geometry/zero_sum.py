@@ -1,6 +1,6 @@
 """The subspace of vectors that sum to zero: prices that matter only up to a constant.
 
-    C = { y : sum_j y_j = 0 },   project(x) = x - mean(x),   support(y) = 0 where y is constant, else infinite
+C = { y : sum_j y_j = 0 },   project(x) = x - mean(x),   support(y) = 0 where y is constant, else infinite
 """
 
 from typing import Any, ClassVar

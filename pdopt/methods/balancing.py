@@ -27,13 +27,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from pdopt.errors import InvalidOption, UnsupportedProblem, require_range
 from pdopt.geometry.checks import concrete
 from pdopt.geometry.moves import Euclidean
 from pdopt.geometry.zero_sum import ZeroSum
-from pdopt.problems.balancing import OCTAVES, Balancing, Tally, curvature, load_violation, widened
-from pdopt.rules.saddle import NO_MEMORY, Parts, advance, respond, row
+from pdopt.problems.balancing import OCTAVES, Balancing, Tally, curvature, load_violation
+from pdopt.rules.saddle import NO_MEMORY, Parts, respond, row
 from pdopt.rules.signals import Raw, Signal
 from pdopt.types import Pair, Visit, record
 
@@ -204,8 +205,9 @@ class Balancer:
         return after, Visit(Pair(state.plan, y), Pair(plan, prices.y))
 
     def pair(self, view: Balancing, state: State, visit: Visit) -> Pair:
-        """The mean plan and the latest prices."""
-        return Pair(state.mean, state.prices.y)
+        """The mean plan and the latest prices; the latest plan once it is balanced and no step moves it any more."""
+        moved = optax.tree.norm(optax.tree.sub(visit.after, visit.before))
+        return optax.tree.where(moved > 0, Pair(state.mean, state.prices.y), visit.after)
 
     def check(self, view: Balancing, state: State, visit: Visit) -> State:
         """Nothing to adapt."""
