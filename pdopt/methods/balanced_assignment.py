@@ -111,7 +111,7 @@ def _shift(scores: jax.Array, search: Search, low: int, high: int, slack: jax.Ar
 
 
 def _edges(scores: jax.Array, chosen: jax.Array) -> jax.Array:
-    """`(E, E)`: the cheapest way from expert j into k; for each j in turn, so that nothing of size `T E^2` is stored."""
+    """`(E, E)`: the cheapest way from expert j into k; j by j, so that nothing of size `T E^2` is stored."""
     return lax.map(lambda expert: jnp.min(_leaving(scores, chosen, expert), axis=0), jnp.arange(scores.shape[1]))
 
 
