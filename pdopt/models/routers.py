@@ -75,7 +75,7 @@ def choose(router: str, logits: Any, scores: Any, bias: Any, *, top: int, places
         `Routing`.
 
     Example:
-        >>> logits = jnp.array([[2.0, 1.0], [2.0, 0.0], [1.0, 0.5], [1.0, 0.0]])
+        >>> logits = jnp.array([[3.0, 1.0], [2.5, 0.0], [1.0, 0.8], [1.0, 0.9]])
         >>> scores = jax.nn.sigmoid(logits)
         >>> for router in ROUTERS:
         ...     print(router, choose(router, logits, scores, jnp.zeros(2), top=1, places=2).tally.loads)
@@ -178,8 +178,8 @@ def gates(scores: Any, routing: Routing, *, normalise: bool = True) -> jax.Array
     Example:
         >>> scores = jnp.array([[0.6, 0.2, 0.1]])
         >>> routing = by_tokens(scores, jnp.array([0.0, 0.0, 9.0]), 2)
-        >>> print(routing.experts, gates(scores, routing).round(3))
-        [[2 0]] [[0.143 0.857]]
+        >>> print(routing.experts, (100 * gates(scores, routing)).round())
+        [[2 0]] [[14. 86.]]
     """
     count, experts = scores.shape
     if routing.experts is not None:
