@@ -56,8 +56,8 @@ def run(options: Options, say: Any = print) -> Report:
     notes = [
         f"Byte model: width {size.width}, {size.experts} experts, K = {size.top}, {size.steps} steps of "
         f"{size.batch * size.length} bytes, trained at capacity factor {FACTOR:g}; seeds {_seeds(options)}.",
-        f"MaxVio over windows of {WINDOW} steps; dropped: choices without a place, for the two routers in which experts "
-        "choose tokens that nobody took; both per token of the held-out text.",
+        f"MaxVio over windows of {WINDOW} steps; dropped: choices without a place, for the two routers in which "
+        "experts choose tokens that nobody took; both per token of the held-out text.",
         "Step times are CPU milliseconds of a whole training step on this machine, compiled before.",
     ]
     tables = [router_table(records), rule_table(curves)]
@@ -126,15 +126,16 @@ def score_kept(trainer: Trainer, found: Run) -> float:
         tokens = np.asarray(routing.tokens)
         expert, place = np.nonzero(tokens < len(wide))
         kept = wide[tokens[expert, place], expert].sum()
-    matrix, right = balance_rows(*wide.shape, size.top)
+    matrix, right = balance_rows(wide.shape, size.top)
     best = linprog(-wide.ravel(), A_eq=matrix, b_eq=right, bounds=(0, 1), method="highs")
     return float(kept / -best.fun)
 
 
-def balance_rows(tokens: int, experts: int, top: int) -> tuple[Any, np.ndarray]:
+def balance_rows(shape: tuple[int, ...], top: int) -> tuple[Any, np.ndarray]:
     """The rows of the assignment problem as a sparse matrix, and their right-hand side."""
     import scipy.sparse as sp
 
+    tokens, experts = shape
     token, expert = np.divmod(np.arange(tokens * experts), experts)
     place = (np.concatenate([token, tokens + expert]), np.tile(np.arange(tokens * experts), 2))
     matrix = sp.csr_array((np.ones(2 * tokens * experts), place), shape=(tokens + experts, tokens * experts))
@@ -171,8 +172,8 @@ def claims(records: list[dict[str, Any]]) -> list[Claim]:
     moved = devices.get("stream_moved", 0) > 0 and devices.get("layer_moved", 0) > 0 and devices.get("devices") == 8
     return [
         Claim(
-            "MaxVio of the bias router / least of the auxiliary-loss routers", _mean(records, "bias", "max_violation") / balance,
-            1 / 3, "<=", f"last {WINDOW} steps, means of {count} seeds, the weight of least MaxVio",
+            "MaxVio of the bias router / least of the auxiliary-loss routers",
+            _mean(records, "bias", "max_violation") / balance, 1 / 3, "<=", f"last {WINDOW} steps, means of {count} seeds, the weight of least MaxVio",
         ),
         Claim(
             "validation loss of the bias router - least of the auxiliary-loss routers (nats a byte)",
@@ -183,8 +184,8 @@ def claims(records: list[dict[str, Any]]) -> list[Claim]:
             f"2000 batches, worst of {len(rules[DEFAULT]['regret'])} streams",
         ),
         Claim(
-            "breaks of the dual's bounds and of the preference rule", float(fact["dual"] + fact["preference"]), 0.0, "<=",
-            f"{fact['switches']} tokens switched",
+            "breaks of the dual's bounds and of the preference rule", float(fact["dual"] + fact["preference"]), 0.0,
+            "<=", f"{fact['switches']} tokens switched",
         ),
         Claim(
             "prices whose bits differ between 8 devices and 1",
