@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-from benchmarks import linear, matching
+from benchmarks import balancing, linear, matching
 from benchmarks.claims import failed
 from benchmarks.harness import Options
 from benchmarks.instances import FAMILIES
@@ -18,6 +18,7 @@ from benchmarks.solvers import SOLVERS
 
 # name -> module with ABOUT and run(options, say) -> Report; a new comparison joins by one line
 COMPARISONS = {
+    "balancing": balancing,
     "linear": linear,
     "matching": matching,
 }

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pdopt.match_online import MatchingRun, match_online
     from pdopt.matching_bounds import MatchingBound, configuration_lp, matching_lp, stochastic_configuration_lp
     from pdopt.methods.augmented_lagrangian import AugmentedLagrangian
+    from pdopt.methods.balancing import Balancer
     from pdopt.methods.dual_ascent import DualAscent
     from pdopt.methods.matching_policies import Balance, Greedy, Ranking, UniformRandom
     from pdopt.methods.mirror_descent import MirrorDescent
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pdopt.operators.dense import Dense
     from pdopt.operators.implicit import Implicit
     from pdopt.operators.sparse import Sparse
+    from pdopt.problems.balancing import Balancing
     from pdopt.problems.entropy import Entropy
     from pdopt.problems.game import MatrixGame
     from pdopt.problems.grid_cost import Grid
@@ -49,6 +51,8 @@ _HOMES = {
     "PDHG": "methods.pdhg",
     "AugmentedLagrangian": "methods.augmented_lagrangian",
     "Balance": "methods.matching_policies",
+    "Balancer": "methods.balancing",
+    "Balancing": "problems.balancing",
     "Dense": "operators.dense",
     "DualAscent": "methods.dual_ascent",
     "Entropic": "geometry.entropic",
@@ -92,6 +96,8 @@ __all__ = [
     "PDHG",
     "AugmentedLagrangian",
     "Balance",
+    "Balancer",
+    "Balancing",
     "Dense",
     "DualAscent",
     "Entropic",
@@ -136,7 +142,7 @@ __all__ = [
 ]
 
 
-_FOLDERS = ("errors", "geometry", "methods", "operators", "problems", "rules", "runtime", "types")
+_FOLDERS = ("errors", "geometry", "methods", "models", "operators", "problems", "rules", "runtime", "types")
 
 
 def __getattr__(name: str) -> Any:

@@ -16,8 +16,10 @@ import numpy as np
 from jax.core import Tracer
 
 from pdopt.errors import InvalidOption, InvalidProblem, UnsupportedProblem, require_range
+from pdopt.methods.balancing import Balancer
 from pdopt.methods.dual_ascent import DualAscent
 from pdopt.methods.pdhg import PDHG
+from pdopt.problems.balancing import Balancing
 from pdopt.problems.checks import concrete
 from pdopt.problems.game import MatrixGame
 from pdopt.problems.linear import LinearProgram
@@ -50,6 +52,11 @@ def _(problem: LinearProgram) -> PDHG:
 @default_method.register
 def _(problem: MatrixGame) -> PDHG:
     return PDHG()
+
+
+@default_method.register
+def _(problem: Balancing) -> Balancer:
+    return Balancer()
 
 
 @default_method.register

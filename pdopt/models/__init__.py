@@ -1,0 +1,1 @@
+"""Parts of models that need the saddle step: mixtures of experts with balanced routers."""
