@@ -12,21 +12,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pdopt.geometry.entropic import Entropic
-    from pdopt.geometry.moves import Euclidean
+    from pdopt.geometry.moves import Euclidean, Sign
     from pdopt.methods.augmented_lagrangian import AugmentedLagrangian
     from pdopt.methods.dual_ascent import DualAscent
     from pdopt.methods.mirror_descent import MirrorDescent
     from pdopt.methods.pdhg import PDHG
+    from pdopt.offline import offline
     from pdopt.operators.dense import Dense
     from pdopt.operators.implicit import Implicit
     from pdopt.operators.sparse import Sparse
+    from pdopt.problems.allocation import Allocation
+    from pdopt.problems.applications import Auctions, EntropicMatching, RevenueManagement
+    from pdopt.problems.arrivals import Corrupted, Modulated, Phases, Seasonal
+    from pdopt.problems.assortment import Assortment
     from pdopt.problems.game import MatrixGame
     from pdopt.problems.linear import LinearProgram
     from pdopt.problems.mps import read_model, read_mps
     from pdopt.problems.quadratic import QuadraticProgram
+    from pdopt.problems.sampling import sample, worst_order
     from pdopt.problems.solution_file import read_solution, write_solution
+    from pdopt.problems.streams import Stream
     from pdopt.rules.loop import HISTORY
     from pdopt.run import run
+    from pdopt.simulate import simulate
     from pdopt.solve import solve
     from pdopt.types import Memory, Pair, Residuals, Solution, Status, Steps, Visit, record
 
@@ -34,60 +42,90 @@ if TYPE_CHECKING:
 _HOMES = {
     "HISTORY": "rules.loop",
     "PDHG": "methods.pdhg",
+    "Allocation": "problems.allocation",
+    "Assortment": "problems.assortment",
+    "Auctions": "problems.applications",
     "AugmentedLagrangian": "methods.augmented_lagrangian",
+    "Corrupted": "problems.arrivals",
     "Dense": "operators.dense",
     "DualAscent": "methods.dual_ascent",
     "Entropic": "geometry.entropic",
+    "EntropicMatching": "problems.applications",
     "Euclidean": "geometry.moves",
     "Implicit": "operators.implicit",
     "LinearProgram": "problems.linear",
     "MatrixGame": "problems.game",
     "Memory": "types",
     "MirrorDescent": "methods.mirror_descent",
+    "Modulated": "problems.arrivals",
     "Pair": "types",
+    "Phases": "problems.arrivals",
     "QuadraticProgram": "problems.quadratic",
     "Residuals": "types",
+    "RevenueManagement": "problems.applications",
+    "Seasonal": "problems.arrivals",
+    "Sign": "geometry.moves",
     "Solution": "types",
     "Sparse": "operators.sparse",
     "Status": "types",
     "Steps": "types",
+    "Stream": "problems.streams",
     "Visit": "types",
+    "offline": "offline",
     "read_model": "problems.mps",
     "read_mps": "problems.mps",
     "read_solution": "problems.solution_file",
     "record": "types",
     "run": "run",
+    "sample": "problems.sampling",
+    "simulate": "simulate",
     "solve": "solve",
+    "worst_order": "problems.sampling",
     "write_solution": "problems.solution_file",
 }
 
 __all__ = [
     "HISTORY",
     "PDHG",
+    "Allocation",
+    "Assortment",
+    "Auctions",
     "AugmentedLagrangian",
+    "Corrupted",
     "Dense",
     "DualAscent",
     "Entropic",
+    "EntropicMatching",
     "Euclidean",
     "Implicit",
     "LinearProgram",
     "MatrixGame",
     "Memory",
     "MirrorDescent",
+    "Modulated",
     "Pair",
+    "Phases",
     "QuadraticProgram",
     "Residuals",
+    "RevenueManagement",
+    "Seasonal",
+    "Sign",
     "Solution",
     "Sparse",
     "Status",
     "Steps",
+    "Stream",
     "Visit",
+    "offline",
     "read_model",
     "read_mps",
     "read_solution",
     "record",
     "run",
+    "sample",
+    "simulate",
     "solve",
+    "worst_order",
     "write_solution",
 ]
 
