@@ -24,8 +24,7 @@ from pdopt.errors import InvalidOption, InvalidProblem, UnsupportedProblem
 from pdopt.methods.mirror_descent import MirrorDescent
 from pdopt.problems.allocation import Allocation, Online
 from pdopt.problems.ledger import Ledger, Pile, pile_up, total_of
-from pdopt.problems.sampling import keys_of, path_keys, stretch
-from pdopt.problems.streams import require_count
+from pdopt.problems.sampling import keys_of, path_keys, require_count, stretch
 from pdopt.rules.saddle import saddle_step
 from pdopt.runtime.precision import precision_scope
 from pdopt.types import Memory, Pair, record
