@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-from benchmarks import balancing, linear, matching
+from benchmarks import allocation, balancing, linear, matching
 from benchmarks.claims import failed
 from benchmarks.harness import Options
 from benchmarks.instances import FAMILIES
@@ -21,6 +21,7 @@ COMPARISONS = {
     "balancing": balancing,
     "linear": linear,
     "matching": matching,
+    "allocation": allocation,
 }
 
 

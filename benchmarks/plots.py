@@ -70,6 +70,34 @@ def convergence_plot(curves: dict[str, dict[str, list[float]]], title: str, path
     return _save(figure, path, curves)
 
 
+def regret_plot(curves: dict[str, dict[str, list[float]]], path: Path) -> Path:
+    """Regret against the horizon on log axes, each curve with its fitted line: name -> {horizon, regret, error}."""
+    figure, axes = _axes("Regret against a certificate of each path", "horizon T", "mean regret")
+    for place, (name, curve) in enumerate(curves.items()):
+        across, up = np.asarray(curve["horizon"], float), np.asarray(curve["regret"])
+        slope, height = np.polyfit(np.log(across), np.log(np.maximum(up, 1e-12)), 1)
+        look = _look(place)
+        axes.errorbar(across, up, 2 * np.asarray(curve["error"]), fmt="o", color=look["color"], capsize=3)
+        axes.plot(across, np.exp(height) * across**slope, **look, label=f"{name}: $T^{{{slope:.2f}}}$")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.legend(fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    return _save(figure, path, curves)
+
+
+def price_plot(run: dict[str, Any], fluid: dict[str, Any], path: Path) -> Path:
+    """Prices of one path over its steps, and those of the fluid program as dashes at the right."""
+    figure, axes = _axes("Prices learnt on one path; dashes: prices of the fluid program", "step", "price")
+    prices = np.asarray(run["prices"])
+    for place in range(prices.shape[1]):
+        colour = COLOURS[place % len(COLOURS)]
+        axes.plot(run["steps"], prices[:, place], color=colour, linewidth=1.1, label=f"resource {place + 1}",
+                  linestyle="-" if place < len(COLOURS) else ":")  # fmt: skip
+        axes.axhline(fluid["prices"][place], color=colour, linewidth=0.9, linestyle="--", alpha=0.6)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    return _save(figure, path, {"run": run, "fluid": fluid})
+
+
 def _save(figure: Any, path: Path, data: Any) -> Path:
     figure.savefig(path, dpi=130)
     path.with_suffix(".json").write_text(json.dumps(data))

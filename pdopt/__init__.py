@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pdopt.geometry.entropic import Entropic
-    from pdopt.geometry.moves import Euclidean
+    from pdopt.geometry.moves import Euclidean, Sign
     from pdopt.match_online import MatchingRun, match_online
     from pdopt.matching_bounds import MatchingBound, configuration_lp, matching_lp, stochastic_configuration_lp
     from pdopt.methods.augmented_lagrangian import AugmentedLagrangian
@@ -21,9 +21,14 @@ if TYPE_CHECKING:
     from pdopt.methods.matching_policies import Balance, Greedy, Ranking, UniformRandom
     from pdopt.methods.mirror_descent import MirrorDescent
     from pdopt.methods.pdhg import PDHG
+    from pdopt.offline import offline
     from pdopt.operators.dense import Dense
     from pdopt.operators.implicit import Implicit
     from pdopt.operators.sparse import Sparse
+    from pdopt.problems.allocation import Allocation
+    from pdopt.problems.applications import Auctions, EntropicMatching, RevenueManagement
+    from pdopt.problems.arrivals import Corrupted, Modulated, Phases, Seasonal
+    from pdopt.problems.assortment import Assortment
     from pdopt.problems.balancing import Balancing
     from pdopt.problems.entropy import Entropy
     from pdopt.problems.game import MatrixGame
@@ -33,10 +38,13 @@ if TYPE_CHECKING:
     from pdopt.problems.mps import read_model, read_mps
     from pdopt.problems.point_costs import LowRank, SqEuclidean
     from pdopt.problems.quadratic import QuadraticProgram
+    from pdopt.problems.sampling import sample, worst_order
     from pdopt.problems.solution_file import read_solution, write_solution
+    from pdopt.problems.streams import Stream
     from pdopt.problems.transport import Transport
     from pdopt.rules.loop import HISTORY
     from pdopt.run import run
+    from pdopt.simulate import simulate
     from pdopt.solve import solve
     from pdopt.types import Memory, Pair, Residuals, Solution, Status, Steps, Visit, record
 
@@ -49,13 +57,18 @@ _HOMES = {
     "SqEuclidean": "problems.point_costs",
     "Transport": "problems.transport",
     "PDHG": "methods.pdhg",
+    "Allocation": "problems.allocation",
+    "Assortment": "problems.assortment",
+    "Auctions": "problems.applications",
     "AugmentedLagrangian": "methods.augmented_lagrangian",
     "Balance": "methods.matching_policies",
     "Balancer": "methods.balancing",
     "Balancing": "problems.balancing",
+    "Corrupted": "problems.arrivals",
     "Dense": "operators.dense",
     "DualAscent": "methods.dual_ascent",
     "Entropic": "geometry.entropic",
+    "EntropicMatching": "problems.applications",
     "Euclidean": "geometry.moves",
     "Greedy": "methods.matching_policies",
     "Implicit": "operators.implicit",
@@ -65,10 +78,15 @@ _HOMES = {
     "MatrixGame": "problems.game",
     "Memory": "types",
     "MirrorDescent": "methods.mirror_descent",
+    "Modulated": "problems.arrivals",
     "Pair": "types",
+    "Phases": "problems.arrivals",
     "QuadraticProgram": "problems.quadratic",
     "Ranking": "methods.matching_policies",
     "Residuals": "types",
+    "RevenueManagement": "problems.applications",
+    "Seasonal": "problems.arrivals",
+    "Sign": "geometry.moves",
     "Solution": "types",
     "Sparse": "operators.sparse",
     "Status": "types",
@@ -80,27 +98,37 @@ _HOMES = {
     "left_heavy": "problems.matching",
     "match_online": "match_online",
     "matching_lp": "matching_bounds",
+    "Stream": "problems.streams",
+    "offline": "offline",
     "read_model": "problems.mps",
     "read_mps": "problems.mps",
     "read_solution": "problems.solution_file",
     "record": "types",
     "run": "run",
+    "sample": "problems.sampling",
+    "simulate": "simulate",
     "solve": "solve",
     "stochastic_configuration_lp": "matching_bounds",
     "upper_triangular": "problems.matching",
+    "worst_order": "problems.sampling",
     "write_solution": "problems.solution_file",
 }
 
 __all__ = [
     "HISTORY",
     "PDHG",
+    "Allocation",
+    "Assortment",
+    "Auctions",
     "AugmentedLagrangian",
     "Balance",
     "Balancer",
     "Balancing",
+    "Corrupted",
     "Dense",
     "DualAscent",
     "Entropic",
+    "EntropicMatching",
     "Entropy",
     "Euclidean",
     "Greedy",
@@ -113,16 +141,22 @@ __all__ = [
     "MatrixGame",
     "Memory",
     "MirrorDescent",
+    "Modulated",
     "Pair",
+    "Phases",
     "QuadraticProgram",
     "Ranking",
     "Residuals",
+    "RevenueManagement",
+    "Seasonal",
+    "Sign",
     "Solution",
     "Sparse",
     "SqEuclidean",
     "Status",
     "Steps",
     "StochasticMatching",
+    "Stream",
     "Transport",
     "UniformRandom",
     "Visit",
@@ -130,14 +164,18 @@ __all__ = [
     "left_heavy",
     "match_online",
     "matching_lp",
+    "offline",
     "read_model",
     "read_mps",
     "read_solution",
     "record",
     "run",
+    "sample",
+    "simulate",
     "solve",
     "stochastic_configuration_lp",
     "upper_triangular",
+    "worst_order",
     "write_solution",
 ]
 

@@ -6,7 +6,8 @@
     Box(l, u) finite   Fermi-Dirac        l + w p e / (1 - p + p e)       sum l v + w/rho log(1 - p + p e)
 
 with `w = u - l`, `p = (y - l)/w`, `e = exp(step v)` or `exp(rho v)`. An entry that is
-0 (or at a bound of the box) stays there: start inside. Exponents are kept in the range of the dtype, so a huge
+0 (or at a bound of the box) stays there: start inside. With a `scale` s > 0 for each entry the entropy is `sum s_i h(y_i)`
+and a step is divided by it, `y exp(step v / s)`: with s in the units of the violation the step has none. Exponents are kept in the range of the dtype, so a huge
 violation gives the largest finite number, never an infinity or a NaN.
 Sources: Kivinen and Warmuth (1997); Beck and Teboulle (2003); Balseiro, Lu and Mirrokni (2020) for the dual form.
 """
@@ -27,41 +28,75 @@ from pdopt.types import record
 
 
 @record
+class Rate:
+    """The scale that a problem with a rate fills in with its own: what `Entropic(scale="rate")` holds until then."""
+
+
+@record
 class Entropic(Move):
     """Mirror ascent by the entropy of the set.
 
     Attributes:
         set: `Orthant()`, `Simplex(total)` (rows on the last axis) or a `Box` with finite bounds.
+        scale: positive weights of the entropy, a scalar or one for each entry (orthant and box); None for 1; "rate"
+            for the rate of the problem that is solved, which its view fills in (`scaled`).
 
     Raises:
-        InvalidOption: another set, or a box with an infinite or empty side.
+        InvalidOption: another set, a box with an infinite or empty side, a scale that is not positive or that the set
+            has no use for, or, when it is called, one that was never filled in.
 
     Example:
         >>> y = Entropic(Simplex())(jnp.array([0.5, 0.5]), jnp.log(jnp.array([3.0, 1.0])), 1.0)
         >>> print(y.round(4))
         [0.75 0.25]
+        >>> print(Entropic(scale=jnp.array([1.0, 2.0]))(jnp.ones(2), jnp.log(jnp.array([4.0, 4.0])), 1.0).round(4))
+        [4. 2.]
     """
 
     set: ConvexSet = Orthant()
+    scale: Any = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.scale, str):
+            if self.scale != "rate":
+                raise InvalidOption(f"scale is {self.scale!r}; expected positive numbers, None or 'rate'")
+            object.__setattr__(self, "scale", Rate())
+        if self.scale is not None and isinstance(self.set, Simplex):
+            raise InvalidOption(f"scale is {self.scale!r} and set is {self.set!r}; expected no scale on a simplex")
+        if self.scale is not None and not isinstance(self.scale, Rate):
+            require_sign("scale", self.scale, positive=True)
         if isinstance(self.set, ConvexSet) and not isinstance(self.set, Orthant | Simplex | Box):
             raise InvalidOption(f"set is {self.set!r}; expected Orthant, Simplex or Box: the ones with an entropy here")
         if isinstance(self.set, Box) and concrete(self.set):
             require_sign("upper - lower of the box", jnp.subtract(self.set.upper, self.set.lower), positive=True)
 
     def __call__(self, y: Any, v: Any, step: Any) -> Any:
-        return jax.tree.map(self._move, y, v, spread(step, y))
+        return jax.tree.map(self._move, y, v, spread(self._divided(step), y))
 
     def penalty(self, y: Any, v: Any, rho: Any) -> jax.Array:
         """The Moreau envelope in the entropy's divergence; closed forms as in the table above."""
-        return total(jax.tree.map(self._penalty, y, v, spread(rho, y)))
+        return total(jax.tree.map(self._penalty, y, v, spread(self._divided(rho), y)))
 
     def divergence(self, y: Any, z: Any) -> jax.Array:
-        """Kullback-Leibler on the orthant and the simplex, Fermi-Dirac on a box."""
+        """Kullback-Leibler on the orthant and the simplex, Fermi-Dirac on a box; each entry times its scale."""
+        if self.scale is not None:
+            # Both divergences are homogeneous of degree 1, so weights can go inside; at once a scale left open is met.
+            times = lambda p: jax.tree.map(lambda leaf: floating(leaf) / self._divided(jnp.ones_like(leaf)), p)
+            y, z = times(y), times(z)
         if isinstance(self.set, Box):
-            return FermiDirac(self.set.lower, self.set.upper)(y, z)
+            lower, upper = (b if self.scale is None else b * self.scale for b in (self.set.lower, self.set.upper))
+            return FermiDirac(lower, upper)(y, z)
         return KullbackLeibler()(y, z)
+
+    def scaled(self, rate: Any) -> "Entropic":
+        """This move with "rate" replaced by the numbers; any other scale is kept."""
+        return Entropic(self.set, rate) if isinstance(self.scale, Rate) else self
+
+    def _divided(self, step: Any) -> Any:
+        """The step in the entropy's own weights."""
+        if isinstance(self.scale, Rate):
+            raise InvalidOption("scale is 'rate'; expected numbers here: only a problem that has a rate fills it in")
+        return step if self.scale is None else jax.tree.map(lambda s: s / like(self.scale, floating(s)), step)
 
     def _move(self, y: Any, v: Any, step: Any) -> jax.Array:
         y = floating(y)
