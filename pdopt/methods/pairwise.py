@@ -145,6 +145,9 @@ def _shared(problem: Transport, tolerance: Any, limit: Any, every: int) -> Any:
     epsilon = problem.regulariser.epsilon
     C = problem.cost.todense()
     K = jnp.exp(-C / epsilon)
+    # What rounding of the potentials may add, so that the last look is within the tolerance too.
+    unseen = jnp.finfo(C.dtype).eps * problem.cost.largest() / epsilon
+    aim = jnp.maximum(tolerance - unseen, tolerance / 2)
     times = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
     def one(A: Any, B: Any) -> Solution:
@@ -180,7 +183,7 @@ def _shared(problem: Transport, tolerance: Any, limit: Any, every: int) -> Any:
 
         first = Pair(Marginals(A, B), Potentials(jnp.ones_like(A), jnp.ones_like(B)))
         start = (first, jnp.full_like(totals, jnp.inf), jnp.int32(0))
-        going = lambda carry: (carry[2] < limit) & ~jnp.all(carry[1] <= tolerance) & ~jnp.any(jnp.isnan(carry[1]))
+        going = lambda carry: (carry[2] < limit) & ~jnp.all(carry[1] <= aim) & ~jnp.any(jnp.isnan(carry[1]))
         pair, _, sweeps = lax.while_loop(going, block, start)
         U, V = pair.y
         marginals = Marginals(U * times(V, K.T), V * times(U, K))

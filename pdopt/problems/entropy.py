@@ -22,9 +22,9 @@ from pdopt.problems.couplings import Marginals, Potentials, marginal_error
 from pdopt.problems.regularisers import Regulariser
 from pdopt.types import Optimality, Pair, Residuals, Status, record
 
-# float32 marginals that are carried along miss a few per cent of an error near the floor of rounding; an iteration that
-# aims a little lower is not found out by the last look.
-MARGIN = 1.02
+# Share of `eps_mach (<|f|, a> + <|g|, b>) / epsilon`, the bound on what rounded potentials add to an error, that
+# marginals carried along may not have seen: they know of their own potential's rounding, not of the other side's.
+UNSEEN = 0.5
 
 
 @record
@@ -68,8 +68,8 @@ class Entropy(Regulariser):
     def optimality(self, problem: Any, pair: Pair) -> Optimality:
         """L1 error of both marginals against their targets, and both objectives.
 
-        Inside a solver x is the marginals, which are taken at their word; for a pair with a plan they are computed
-        afresh from the potentials. The gap of plan and potentials is `<f, T1 - a> + <g, T'1 - b>`; relative to the
+        Inside a solver x is the marginals, which are taken at their word up to rounding; for a pair with a plan they
+        are computed afresh from the potentials. The gap of plan and potentials is `<f, T1 - a> + <g, T'1 - b>`; relative to the
         spread of the potentials it is never larger than the marginal error, which therefore is what a tolerance bounds.
         """
         y, a, b = pair.y, problem.a, problem.b
@@ -83,8 +83,9 @@ class Entropy(Regulariser):
         gap = _side_gap(y.f, a, marginals.row, lost) + _side_gap(y.g, b, marginals.column, gained)
         spread = jnp.max(jnp.abs(y.f)) + jnp.max(jnp.abs(y.g))
         primal, zero = error.row + error.column, jnp.zeros((), a.dtype)
-        if carried and a.dtype == jnp.float32:
-            primal = MARGIN * primal
+        if carried:
+            sizes = jnp.vdot(jnp.abs(y.f), a) + jnp.vdot(jnp.abs(y.g), b)
+            primal += UNSEEN * jnp.finfo(a.dtype).eps * sizes / self.epsilon
         relative = jnp.abs(gap) / jnp.where(spread > 0, spread * total, 1)
         residuals = Residuals(primal / total, zero, relative, primal, zero, jnp.abs(gap), jnp.maximum(*error))
         return Optimality(residuals, bound + gap, bound, error)
@@ -93,11 +94,15 @@ class Entropy(Regulariser):
         """What the returned potentials truly reach: in float32 less than the iteration believed, where rounding rules.
 
         Potentials are rounded to about `eps |f|`, which an exponential magnifies to `eps max|f| / epsilon`. Where that
-        hides the tolerance, OPTIMAL becomes PRECISION_LIMIT.
+        hides the tolerance, OPTIMAL becomes PRECISION_LIMIT; what is within it after all is OPTIMAL.
         """
         found = self.optimality(problem, Pair((), pair.y))
-        hidden = (status == Status.OPTIMAL) & ~(found.residuals.error <= tolerance)
-        return found, jnp.where(hidden, jnp.int32(int(Status.PRECISION_LIMIT)), status)
+        met = found.residuals.error <= tolerance
+        optimal, hidden, limit = (
+            jnp.int32(int(s)) for s in (Status.OPTIMAL, Status.PRECISION_LIMIT, Status.ITERATION_LIMIT)
+        )
+        status = jnp.where((status == optimal) & ~met, hidden, status)
+        return found, jnp.where(((status == hidden) | (status == limit)) & met, optimal, status)
 
     def lagrangian(self, problem: Any, pair: Pair) -> Any:
         """The dual function at the potentials, whose derivative is that of the value."""

@@ -83,7 +83,7 @@ def test_carried_marginals_are_taken_at_their_word_and_audited_at_the_end():
     y = Potentials(jnp.asarray(f, np.float32), jnp.asarray(g, np.float32))
     believed = Pair(Marginals(problem.a, problem.b), y)
     judged = problem.optimality(believed)
-    assert judged.residuals.primal == 0
+    assert judged.residuals.primal < 1e-6  # what rounding may add
     found, status = problem.audited(believed, judged, jnp.int32(int(Status.OPTIMAL)), 1e-4)
     T = plan(C, a, b, f, g)
     error = np.abs(T.sum(1) - a).sum() + np.abs(T.sum(0) - b).sum()
