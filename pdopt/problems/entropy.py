@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from pdopt.errors import require_range
 from pdopt.problems.checks import concrete
+from pdopt.problems.costs import three_sum
 from pdopt.problems.couplings import Marginals, Potentials, marginal_error
 from pdopt.problems.regularisers import Regulariser
 from pdopt.types import Optimality, Pair, Residuals, Status, record
@@ -134,8 +135,9 @@ class EntropicPlan:
 
     def matvec(self, v: Any) -> Any:
         """`T v`, block by block."""
-        entries = lambda block, f, a: a * (jnp.exp((f[:, None] + self.g - block) / self.epsilon) @ (self.b * v))
-        return self.cost.rows(entries, self.f, self.a)
+        log_b = log_mass(self.b)
+        entries = lambda block, f, log_a: _entries(f, self.g, block, log_a, log_b, self.epsilon) @ v
+        return self.cost.rows(entries, self.f, log_mass(self.a))
 
     def rmatvec(self, u: Any) -> Any:
         """`T'u`."""
@@ -143,8 +145,13 @@ class EntropicPlan:
 
     def todense(self) -> Any:
         """The plan, `(n, m)`."""
-        exponent = (self.f[:, None] + self.g - self.cost.todense()) / self.epsilon
-        return self.a[:, None] * self.b * jnp.exp(exponent)
+        logs = log_mass(self.a), log_mass(self.b)
+        return _entries(self.f, self.g, self.cost.todense(), *logs, self.epsilon)
+
+
+def _entries(f: Any, g: Any, C: Any, log_a: Any, log_b: Any, epsilon: Any) -> Any:
+    """Entries of a plan; exactly 0 in empty bins, whatever their potentials."""
+    return jnp.exp(three_sum(f[:, None], g, -C) / epsilon + log_b + log_a[:, None])
 
 
 def log_mass(a: Any) -> Any:
@@ -169,7 +176,8 @@ def entropic_marginals(problem: Any, y: Potentials) -> Marginals:
     cost, epsilon, a, b = problem.cost, problem.regulariser.epsilon, problem.a, problem.b
     row = cost.log_rows(y.f, y.g, log_mass(b), epsilon)
     column = cost.transpose().log_rows(y.g, y.f, log_mass(a), epsilon)
-    return Marginals(a * jnp.exp(row), b * jnp.exp(column))
+    # An empty bin's potential is 0, not what would be feasible: its exponential may overflow, its mass is still 0.
+    return Marginals(jnp.exp(log_mass(a) + row), jnp.exp(log_mass(b) + column))
 
 
 def entropic_targets(problem: Any, y: Potentials) -> Marginals:

@@ -136,7 +136,7 @@ def test_empty_bins_take_no_part():
     a, b, C = masses(12, 1), masses(10, 2), distances(x, y)
     a[[0, 5]] = b[[3, 9]] = 0
     a, b = a / a.sum(), b / b.sum()
-    C[0, 0] = 1e6  # an empty bin's huge cost must not matter either
+    C[0, 0], C[5, 1] = 1e6, -1e3  # an empty bin's huge cost or gain must not matter either
     problem = pdopt.Transport(C, a, b, pdopt.Entropy(0.05), dtype=np.float32)
     inner = pdopt.Transport(C[a > 0][:, b > 0], a[a > 0], b[b > 0], pdopt.Entropy(0.05), dtype=np.float32)
     for mode in ("absorbed", "streamed"):
