@@ -183,4 +183,6 @@ def kernel_of(view: EntropicView, mode: str) -> Any:
     """
     if mode != "auto":
         return Absorbed if mode == "absorbed" else Streamed
-    return Absorbed if view.cost.stored or entries(view.cost) <= STORED_ENTRIES and not view.cost.separable else Streamed
+    return (
+        Absorbed if view.cost.stored or (entries(view.cost) <= STORED_ENTRIES and not view.cost.separable) else Streamed
+    )

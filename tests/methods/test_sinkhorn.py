@@ -203,7 +203,12 @@ def test_the_shift_keeps_weak_penalties_from_creeping(wide):
     """eps / rho = 1e-3: the plain iteration contracts by tau^2 = 0.998 a sweep, 10 000 of them for 1e-9."""
     x, y = clouds(10, 8)
     problem = pdopt.Transport(
-        distances(x, y), masses(10, 1), 3 * masses(8, 2), pdopt.Entropy(0.1), unbalanced=(100.0, 100.0), dtype=np.float64
+        distances(x, y),
+        masses(10, 1),
+        3 * masses(8, 2),
+        pdopt.Entropy(0.1),
+        unbalanced=(100.0, 100.0),
+        dtype=np.float64,
     )
     solution = pdopt.solve(problem, tolerance=1e-9)
     assert solution.reason is Status.OPTIMAL
@@ -374,7 +379,9 @@ def test_eight_devices_give_the_answer_of_one():
     mesh = jax.make_mesh((8,), ("row",), axis_types=(AxisType.Auto,))
     problem = hard(n=64)
     put = lambda v, *spec: jax.device_put(v, NamedSharding(mesh, P(*spec)))
-    placed = problem.replace(cost=DenseCost(put(problem.cost.C, "row", None)), a=put(problem.a, "row"), b=put(problem.b))
+    placed = problem.replace(
+        cost=DenseCost(put(problem.cost.C, "row", None)), a=put(problem.a, "row"), b=put(problem.b)
+    )
     one, eight = (pdopt.solve(p, gradient="none") for p in (problem, placed))
     assert one.reason is eight.reason is Status.OPTIMAL
     assert abs(int(one.iterations) - int(eight.iterations)) <= 10
