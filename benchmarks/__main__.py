@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-from benchmarks import allocation, balancing, linear, matching
+from benchmarks import allocation, balancing, linear, matching, transport
 from benchmarks.claims import failed
 from benchmarks.harness import Options
 from benchmarks.instances import FAMILIES
@@ -22,6 +22,7 @@ COMPARISONS = {
     "linear": linear,
     "matching": matching,
     "allocation": allocation,
+    "transport": transport,
 }
 
 

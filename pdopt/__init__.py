@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from pdopt.methods.dual_ascent import DualAscent
     from pdopt.methods.matching_policies import Balance, Greedy, Ranking, UniformRandom
     from pdopt.methods.mirror_descent import MirrorDescent
+    from pdopt.methods.pairwise import pairwise
     from pdopt.methods.pdhg import PDHG
+    from pdopt.methods.sinkhorn import Sinkhorn
     from pdopt.offline import offline
     from pdopt.operators.dense import Dense
     from pdopt.operators.implicit import Implicit
@@ -87,6 +89,7 @@ _HOMES = {
     "RevenueManagement": "problems.applications",
     "Seasonal": "problems.arrivals",
     "Sign": "geometry.moves",
+    "Sinkhorn": "methods.sinkhorn",
     "Solution": "types",
     "Sparse": "operators.sparse",
     "Status": "types",
@@ -100,6 +103,7 @@ _HOMES = {
     "matching_lp": "matching_bounds",
     "Stream": "problems.streams",
     "offline": "offline",
+    "pairwise": "methods.pairwise",
     "read_model": "problems.mps",
     "read_mps": "problems.mps",
     "read_solution": "problems.solution_file",
@@ -150,6 +154,7 @@ __all__ = [
     "RevenueManagement",
     "Seasonal",
     "Sign",
+    "Sinkhorn",
     "Solution",
     "Sparse",
     "SqEuclidean",
@@ -165,6 +170,7 @@ __all__ = [
     "match_online",
     "matching_lp",
     "offline",
+    "pairwise",
     "read_model",
     "read_mps",
     "read_solution",
