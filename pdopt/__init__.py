@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from pdopt.methods.augmented_lagrangian import AugmentedLagrangian
     from pdopt.methods.dual_ascent import DualAscent
     from pdopt.methods.mirror_descent import MirrorDescent
+    from pdopt.methods.pairwise import pairwise
     from pdopt.methods.pdhg import PDHG
+    from pdopt.methods.sinkhorn import Sinkhorn
     from pdopt.operators.dense import Dense
     from pdopt.operators.implicit import Implicit
     from pdopt.operators.sparse import Sparse
@@ -56,11 +58,13 @@ _HOMES = {
     "Pair": "types",
     "QuadraticProgram": "problems.quadratic",
     "Residuals": "types",
+    "Sinkhorn": "methods.sinkhorn",
     "Solution": "types",
     "Sparse": "operators.sparse",
     "Status": "types",
     "Steps": "types",
     "Visit": "types",
+    "pairwise": "methods.pairwise",
     "read_model": "problems.mps",
     "read_mps": "problems.mps",
     "read_solution": "problems.solution_file",
@@ -89,6 +93,7 @@ __all__ = [
     "Pair",
     "QuadraticProgram",
     "Residuals",
+    "Sinkhorn",
     "Solution",
     "Sparse",
     "SqEuclidean",
@@ -96,6 +101,7 @@ __all__ = [
     "Steps",
     "Transport",
     "Visit",
+    "pairwise",
     "read_model",
     "read_mps",
     "read_solution",
