@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pdopt.divergence import Divergence, sinkhorn_divergence
     from pdopt.geometry.entropic import Entropic
     from pdopt.geometry.moves import Euclidean
     from pdopt.methods.augmented_lagrangian import AugmentedLagrangian
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 # Public name -> the module it is imported from at its first use.
 _HOMES = {
     "HISTORY": "rules.loop",
+    "Divergence": "divergence",
+    "sinkhorn_divergence": "divergence",
     "Entropy": "problems.entropy",
     "Grid": "problems.grid_cost",
     "LowRank": "problems.point_costs",
@@ -79,6 +82,7 @@ __all__ = [
     "PDHG",
     "AugmentedLagrangian",
     "Dense",
+    "Divergence",
     "DualAscent",
     "Entropic",
     "Entropy",
@@ -107,6 +111,7 @@ __all__ = [
     "read_solution",
     "record",
     "run",
+    "sinkhorn_divergence",
     "solve",
     "write_solution",
 ]
