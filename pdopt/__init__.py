@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pdopt.barycenter import barycenter
     from pdopt.divergence import Divergence, sinkhorn_divergence
     from pdopt.geometry.entropic import Entropic
     from pdopt.geometry.moves import Euclidean
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pdopt.operators.dense import Dense
     from pdopt.operators.implicit import Implicit
     from pdopt.operators.sparse import Sparse
+    from pdopt.problems.barycenter import Barycenter
     from pdopt.problems.entropy import Entropy
     from pdopt.problems.game import MatrixGame
     from pdopt.problems.grid_cost import Grid
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 # Public name -> the module it is imported from at its first use.
 _HOMES = {
     "HISTORY": "rules.loop",
+    "Barycenter": "problems.barycenter",
+    "barycenter": "barycenter",
     "Divergence": "divergence",
     "sinkhorn_divergence": "divergence",
     "Entropy": "problems.entropy",
@@ -81,6 +85,7 @@ __all__ = [
     "HISTORY",
     "PDHG",
     "AugmentedLagrangian",
+    "Barycenter",
     "Dense",
     "Divergence",
     "DualAscent",

@@ -16,9 +16,11 @@ import numpy as np
 from jax.core import Tracer
 
 from pdopt.errors import InvalidOption, InvalidProblem, UnsupportedProblem, require_range
+from pdopt.methods.bregman_projections import BregmanProjections
 from pdopt.methods.dual_ascent import DualAscent
 from pdopt.methods.pdhg import PDHG
 from pdopt.methods.sinkhorn import Sinkhorn
+from pdopt.problems.barycenter import Barycenter
 from pdopt.problems.checks import concrete
 from pdopt.problems.entropy import Entropy
 from pdopt.problems.game import MatrixGame
@@ -63,6 +65,11 @@ def _(problem: Transport) -> Any:
 @default_method.register
 def _(problem: QuadraticProgram) -> DualAscent:
     return DualAscent()
+
+
+@default_method.register
+def _(problem: Barycenter) -> BregmanProjections:
+    return BregmanProjections()
 
 
 def solve(

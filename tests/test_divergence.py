@@ -21,8 +21,8 @@ def wide():
         yield
 
 
-def entropic_value(C, a, b, epsilon, rho=np.inf, sweeps=3000):
-    """`OT(a, b)` from its definition: plain log-domain sweeps in NumPy, then the dual function."""
+def entropic_value(C, a, b, epsilon, rho=np.inf, sweeps=15_000):
+    """`OT(a, b)` from its definition: plain log-domain sweeps in NumPy (the self terms need many), then the dual function."""
     tau = 1.0 if np.isinf(rho) else rho / (rho + epsilon)
     with np.errstate(divide="ignore"):
         la, lb = np.log(a), np.log(b)
