@@ -35,7 +35,10 @@ def test_equals_pot():
     assert ours.reason is Status.OPTIMAL
     assert debiased.reason is Status.OPTIMAL
     options = {"weights": W, "stopThr": 1e-14, "numItermax": 20_000}
-    np.testing.assert_allclose(ours.x, ot.bregman.barycenter(BUMPS.T, LINE, EPSILON, **options), atol=1e-10)
+    # POT's kernel form starts from an unweighted mean, which its steps keep, and so errs for unequal weights (by 0.08
+    # here); its form in the log domain does not.
+    theirs = ot.bregman.barycenter(BUMPS.T, LINE, EPSILON, method="sinkhorn_log", **options)
+    np.testing.assert_allclose(ours.x, theirs, atol=1e-10)
     theirs = ot.bregman.barycenter_debiased(BUMPS.T, LINE, EPSILON, **options)
     np.testing.assert_allclose(debiased.x, theirs, atol=1e-9)
 
@@ -63,25 +66,23 @@ def test_debiasing_returns_the_histogram_itself():
     assert np.abs(np.asarray(found(histograms=same, weights=None).x) - BUMPS[0]).sum() > 0.1
 
 
-@pytest.mark.parametrize("debiased", [False, True])
-def test_derivatives_equal_finite_differences(debiased):
+@pytest.mark.parametrize(("debiased", "epsilon"), [(False, 0.05), (True, 0.005)])
+def test_derivatives_equal_finite_differences(debiased, epsilon):
     target = np.random.default_rng(2).normal(size=N)
     empty = BUMPS * (np.arange(N) > 1)
     empty /= empty.sum(1, keepdims=True)
 
-    def loss(w, a, epsilon, scale):
-        solution = found(debiased, weights=w, histograms=a, epsilon=epsilon, cost=LINE * scale)
+    def loss(w, a, e, scale):
+        solution = found(debiased, weights=w, histograms=a, epsilon=e, cost=LINE * scale)
         return jnp.vdot(target, solution.x), solution.objective
 
-    point = (W, empty, np.asarray(EPSILON), np.asarray(1.0))
+    point = (W, empty, np.asarray(epsilon), np.asarray(1.0))
     at = jax.jit(loss)
-    slopes = jax.jit(lambda *p: jax.vjp(loss, *p)[1])
     pull = jax.jit(lambda p, c: jax.vjp(loss, *p)[1](c))
-    del slopes
     rng = np.random.default_rng(3)
     da = np.where(empty > 0, rng.normal(size=empty.shape), 0) * empty
     da -= da.sum(1, keepdims=True) * empty
-    moves = (rng.normal(size=3) * 0.1, da, np.asarray(0.01), np.asarray(0.3))
+    moves = (rng.normal(size=3) * 0.1, da, np.asarray(0.2 * epsilon), np.asarray(0.3))
     for which in (0, 1):
         got = pull(point, tuple(jnp.asarray(float(which == k)) for k in (0, 1)))
         for k, moved in enumerate(moves):

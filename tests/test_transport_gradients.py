@@ -91,6 +91,13 @@ def test_unbalanced_weights_have_a_slope():
     )
 
 
+def test_the_weight_of_one_side_alone_moves_the_potentials():
+    of = jax.jit(lambda rho: jnp.sum(solved(X, unbalanced=(rho, np.inf)).x.todense() ** 2))
+    rho, t = jnp.asarray(0.8), 1e-4
+    expected = (of(rho + t) - of(rho - t)) / (2 * t)
+    assert float(jax.grad(of)(rho)) == pytest.approx(float(expected), abs=1e-7)
+
+
 def test_gradient_none_gives_constants():
     loss = lambda x: (s := solved(x, gradient="none")).objective + jnp.sum(s.y.f) + jnp.sum(s.x.todense())
     assert not jnp.any(jax.grad(loss)(POINT[0]))

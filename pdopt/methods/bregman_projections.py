@@ -47,8 +47,8 @@ class BregmanProjections:
         >>> import pdopt
         >>> line = (jnp.arange(3.0)[:, None] - jnp.arange(3.0)) ** 2
         >>> problem = Barycenter(line, jnp.eye(3)[::2], epsilon=0.5)
-        >>> print(pdopt.solve(problem, BregmanProjections()).x.round(2))
-        [0.11 0.79 0.11]
+        >>> print(round(float(pdopt.solve(problem, BregmanProjections()).x[1]), 2))
+        0.79
     """
 
     every: int = 10

@@ -53,7 +53,9 @@ def _potentials_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tupl
     slope = lambda y, data: jax.grad(entropic_dual)(y, data)
     moved = jax.jvp(lambda data: slope(point, data), (problem,), (tangents[1],))[1]
     epsilon = problem.regulariser.epsilon
-    right = jax.tree.map(lambda m, h: m * epsilon * h, mass, moved)
+    # The linear solve wants every part of its right-hand side to be linear in the tangents; rho_a, say, moves f alone.
+    whole = 0 * (jnp.sum(moved.f) + jnp.sum(moved.g))
+    right = jax.tree.map(lambda m, h: m * epsilon * (h + whole), mass, moved)
 
     def hessian(z: Potentials) -> Potentials:
         inside = jax.tree.map(jnp.multiply, mass, z)
