@@ -11,6 +11,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pdopt.barycenter import barycenter
+    from pdopt.divergence import Divergence, sinkhorn_divergence
     from pdopt.geometry.entropic import Entropic
     from pdopt.geometry.moves import Euclidean, Sign
     from pdopt.match_online import MatchingRun, match_online
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from pdopt.problems.arrivals import Corrupted, Modulated, Phases, Seasonal
     from pdopt.problems.assortment import Assortment
     from pdopt.problems.balancing import Balancing
+    from pdopt.problems.barycenter import Barycenter
     from pdopt.problems.entropy import Entropy
     from pdopt.problems.game import MatrixGame
     from pdopt.problems.grid_cost import Grid
@@ -53,6 +56,10 @@ if TYPE_CHECKING:
 # Public name -> the module it is imported from at its first use.
 _HOMES = {
     "HISTORY": "rules.loop",
+    "Barycenter": "problems.barycenter",
+    "barycenter": "barycenter",
+    "Divergence": "divergence",
+    "sinkhorn_divergence": "divergence",
     "Entropy": "problems.entropy",
     "Grid": "problems.grid_cost",
     "LowRank": "problems.point_costs",
@@ -128,8 +135,10 @@ __all__ = [
     "Balance",
     "Balancer",
     "Balancing",
+    "Barycenter",
     "Corrupted",
     "Dense",
+    "Divergence",
     "DualAscent",
     "Entropic",
     "EntropicMatching",
@@ -178,6 +187,7 @@ __all__ = [
     "run",
     "sample",
     "simulate",
+    "sinkhorn_divergence",
     "solve",
     "stochastic_configuration_lp",
     "upper_triangular",

@@ -17,17 +17,19 @@ from jax.core import Tracer
 
 from pdopt.errors import InvalidOption, InvalidProblem, UnsupportedProblem, require_range
 from pdopt.methods.balancing import Balancer
+from pdopt.methods.bregman_projections import BregmanProjections
 from pdopt.methods.dual_ascent import DualAscent
 from pdopt.methods.pdhg import PDHG
 from pdopt.methods.sinkhorn import Sinkhorn
 from pdopt.problems.balancing import Balancing
+from pdopt.problems.barycenter import Barycenter
 from pdopt.problems.checks import concrete
 from pdopt.problems.entropy import Entropy
 from pdopt.problems.game import MatrixGame
 from pdopt.problems.linear import LinearProgram
 from pdopt.problems.quadratic import QuadraticProgram
 from pdopt.problems.transport import Transport
-from pdopt.rules.implicit import GRADIENTS, envelope, guard
+from pdopt.rules.implicit import GRADIENTS, envelope, guard, smooth_envelope
 from pdopt.rules.loop import Carry, advance_until, begin
 from pdopt.runtime.precision import as_array, precision_scope
 from pdopt.types import Pair, Solution
@@ -72,6 +74,11 @@ def _(problem: QuadraticProgram) -> DualAscent:
     return DualAscent()
 
 
+@default_method.register
+def _(problem: Barycenter) -> BregmanProjections:
+    return BregmanProjections()
+
+
 def solve(
     problem: Any,
     method: Any = None,
@@ -93,8 +100,8 @@ def solve(
             (transport: 1e-4 in both).
         max_iterations: saddle steps (>= 1). None: 1 000 000 (entropic transport: 2000 sweeps).
         gradient: "implicit": `solution.objective` has the derivative of the optimal value with respect to every
-            floating leaf of the problem (envelope theorem); the pair has no rule yet and refuses. "none": the result is
-            a constant.
+            floating leaf of the problem (envelope theorem), and the pair has one where its problem offers
+            `differentiated` (entropic transport); elsewhere it refuses. "none": the result is a constant.
         history: rows of `solution.history` to keep: a fixed-size table of checks (columns `pdopt.HISTORY`).
 
     Returns:
@@ -212,9 +219,17 @@ def _solve(problem: Any, method: Any, start: Any, tolerance: Any, limit: Any, gr
     if gradient == "none" or not hasattr(problem, "lagrangian"):
         return solution
 
-    def lagrangian(data: Any) -> Any:
-        return data.sense * data.minimised().lagrangian(carry.pair, carry.optimality.proof)
+    moved = problem.differentiated(carry.pair) if hasattr(problem, "differentiated") else None
+    held = carry.pair if moved is None else moved
 
+    def lagrangian(data: Any) -> Any:
+        return data.sense * data.minimised().lagrangian(held, carry.optimality.proof)
+
+    if moved is not None:
+        objective = smooth_envelope(solution.objective, lagrangian, problem)
+        pair = problem.flip(moved)
+        pair = problem.shown(pair) if hasattr(problem, "shown") else pair
+        return dataclasses.replace(solution, objective=objective, pair=pair)
     objective = envelope(solution.objective, lagrangian, problem)
     floats = [leaf for leaf in jax.tree.leaves(problem) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     return dataclasses.replace(solution, objective=objective, pair=guard(solution.pair, floats))

@@ -87,6 +87,8 @@ class Cost(abc.ABC):
         if size == n:
             return reduce(self.todense(), *along)
 
+        # Made again on the way back: a derivative then stores no block, of whatever order it is.
+        @jax.checkpoint
         def one(number: Any) -> Any:
             # The last block is moved up to fit; its first rows are then made twice, with the same values.
             start = jnp.minimum(number * size, n - size)
@@ -114,6 +116,7 @@ class Cost(abc.ABC):
         if size == n:
             return reduce(self.todense(), *along, jnp.ones(n, self.dtype))
 
+        @jax.checkpoint
         def one(total: Any, number: Any) -> Any:
             start = jnp.minimum(number * size, n - size)
             parts = [lax.dynamic_slice_in_dim(v, start, size) for v in along]

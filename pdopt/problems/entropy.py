@@ -20,6 +20,8 @@ from pdopt.errors import require_range
 from pdopt.problems.checks import concrete
 from pdopt.problems.costs import three_sum
 from pdopt.problems.couplings import Marginals, Potentials, marginal_error
+from pdopt.problems.entropic_dual import entropic_dual, extended, log_mass
+from pdopt.problems.entropic_gradients import potentials
 from pdopt.problems.regularisers import Regulariser
 from pdopt.types import Optimality, Pair, Residuals, Status, record
 
@@ -62,8 +64,8 @@ class Entropy(Regulariser):
         return entropic_marginals(problem, y)
 
     def plan(self, problem: Any, pair: Pair) -> "EntropicPlan":
-        """The plan of the potentials."""
-        y = pair.y
+        """The plan of the potentials; at an empty bin that of `extended`, so that a derivative in its mass is right."""
+        y = extended(problem, pair.y)
         return EntropicPlan(problem.cost, problem.a, problem.b, y.f, y.g, self.epsilon)
 
     def optimality(self, problem: Any, pair: Pair) -> Optimality:
@@ -106,10 +108,12 @@ class Entropy(Regulariser):
         return found, jnp.where(((status == hidden) | (status == limit)) & met, optimal, status)
 
     def lagrangian(self, problem: Any, pair: Pair) -> Any:
-        """The dual function at the potentials, whose derivative is that of the value."""
-        y, a, b = pair.y, problem.a, problem.b
-        mass = jnp.sum(entropic_marginals(problem, y).row)
-        return jnp.vdot(y.f, a) + jnp.vdot(y.g, b) - self.epsilon * (mass - jnp.sum(a) * jnp.sum(b))
+        """The dual function at the potentials, whose derivative is that of the value; see `entropic_dual.py`."""
+        return entropic_dual(extended(problem, pair.y), problem)
+
+    def differentiated(self, problem: Any, pair: Pair) -> Pair:
+        """The pair with the derivative of its potentials: the implicit function theorem, `entropic_gradients.py`."""
+        return Pair(pair.x, potentials(pair.y, problem))
 
 
 @record
@@ -152,16 +156,6 @@ class EntropicPlan:
 def _entries(f: Any, g: Any, C: Any, log_a: Any, log_b: Any, epsilon: Any) -> Any:
     """Entries of a plan; exactly 0 in empty bins, whatever their potentials."""
     return jnp.exp(three_sum(f[:, None], g, -C) / epsilon + log_b + log_a[:, None])
-
-
-def log_mass(a: Any) -> Any:
-    """`log a`, -inf where there is no mass, with a derivative that is 0 there.
-
-    Example:
-        >>> print(log_mass(jnp.array([1.0, 0.0])))
-        [  0. -inf]
-    """
-    return jnp.where(a > 0, jnp.log(jnp.where(a > 0, a, 1)), -jnp.inf)
 
 
 def entropic_marginals(problem: Any, y: Potentials) -> Marginals:

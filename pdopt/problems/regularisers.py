@@ -39,3 +39,7 @@ class Regulariser(abc.ABC):
     @abc.abstractmethod
     def lagrangian(self, problem: Any, pair: Pair) -> Any:
         """`<C, T> + R(T) + <f, a - T1> + <g, b - T'1>` with T, f, g held: its derivative is that of the value."""
+
+    def differentiated(self, problem: Any, pair: Pair) -> Pair | None:
+        """The pair with its derivative in the floating leaves of the problem; None: no rule, it is refused."""
+        return None

@@ -155,6 +155,10 @@ class Transport:
         """The Lagrangian with the pair held; its derivative is that of the value (envelope theorem)."""
         return self.rule.lagrangian(self, pair)
 
+    def differentiated(self, pair: Pair) -> Pair | None:
+        """The pair with the derivative that the regulariser knows, None where it knows none."""
+        return self.rule.differentiated(self, pair)
+
     def valid(self) -> Any:
         """Whether the masses are masses (for traced data, where a constructor cannot raise)."""
         good = jnp.all(jnp.isfinite(self.a) & (self.a >= 0)) & jnp.all(jnp.isfinite(self.b) & (self.b >= 0))

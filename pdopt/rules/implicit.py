@@ -80,14 +80,31 @@ def envelope(value: Any, lagrangian: Callable[[Any], Any], data: Any) -> Any:
         >>> print(jax.grad(lambda c: envelope(jnp.float32(7), lambda d: jnp.sum(d**2), c))(jnp.arange(3.0)))
         [0. 2. 4.]
     """
-    slopes = jax.grad(lagrangian, allow_int=True)(jax.lax.stop_gradient(data))
+    leaves, slopes = _slopes(lagrangian, jax.lax.stop_gradient(data), data)
+    return _sloped(jax.lax.stop_gradient(value), leaves, guard(slopes, leaves))
+
+
+def smooth_envelope(value: Any, lagrangian: Callable[[Any], Any], data: Any) -> Any:
+    """`envelope` where the pair inside `lagrangian` has a derivative of its own: second derivatives follow from it.
+
+    Example:
+        >>> value = lambda c: smooth_envelope(jnp.float32(7), lambda d: d**3, c)
+        >>> print(jax.grad(value)(2.0), jax.grad(jax.grad(value))(2.0))
+        12.0 12.0
+    """
+    leaves, slopes = _slopes(lagrangian, data, data)
+    return _sloped(jax.lax.stop_gradient(value), leaves, slopes)
+
+
+def _slopes(lagrangian: Callable[[Any], Any], at: Any, data: Any) -> tuple[list[Any], list[Any]]:
+    """The floating leaves of the data and the slopes of the Lagrangian there."""
+    slopes = jax.grad(lagrangian, allow_int=True)(at)
     pairs = [
         (leaf, slope)
         for leaf, slope in zip(jax.tree.leaves(data), jax.tree.leaves(slopes))
         if jnp.issubdtype(_dtype(leaf), jnp.floating)
     ]
-    leaves = [leaf for leaf, _ in pairs]
-    return _sloped(jax.lax.stop_gradient(value), leaves, guard([slope for _, slope in pairs], leaves))
+    return [leaf for leaf, _ in pairs], [slope for _, slope in pairs]
 
 
 @jax.custom_jvp
