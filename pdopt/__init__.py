@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pdopt.methods.dual_ascent import DualAscent
     from pdopt.methods.mirror_descent import MirrorDescent
     from pdopt.methods.pdhg import PDHG
+    from pdopt.methods.semi_dual import Dual, SemiDual
     from pdopt.operators.dense import Dense
     from pdopt.operators.implicit import Implicit
     from pdopt.operators.sparse import Sparse
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from pdopt.problems.point_costs import LowRank, SqEuclidean
     from pdopt.problems.quadratic import QuadraticProgram
     from pdopt.problems.solution_file import read_solution, write_solution
+    from pdopt.problems.sparsity import KSparse, Quadratic
     from pdopt.problems.transport import Transport
     from pdopt.rules.loop import HISTORY
     from pdopt.run import run
@@ -41,6 +43,10 @@ _HOMES = {
     "Grid": "problems.grid_cost",
     "LowRank": "problems.point_costs",
     "SqEuclidean": "problems.point_costs",
+    "KSparse": "problems.sparsity",
+    "Quadratic": "problems.sparsity",
+    "Dual": "methods.semi_dual",
+    "SemiDual": "methods.semi_dual",
     "Transport": "problems.transport",
     "PDHG": "methods.pdhg",
     "AugmentedLagrangian": "methods.augmented_lagrangian",
@@ -75,20 +81,24 @@ __all__ = [
     "PDHG",
     "AugmentedLagrangian",
     "Dense",
+    "Dual",
     "DualAscent",
     "Entropic",
     "Entropy",
     "Euclidean",
     "Grid",
     "Implicit",
+    "KSparse",
     "LinearProgram",
     "LowRank",
     "MatrixGame",
     "Memory",
     "MirrorDescent",
     "Pair",
+    "Quadratic",
     "QuadraticProgram",
     "Residuals",
+    "SemiDual",
     "Solution",
     "Sparse",
     "SqEuclidean",

@@ -18,10 +18,12 @@ from jax.core import Tracer
 from pdopt.errors import InvalidOption, InvalidProblem, UnsupportedProblem, require_range
 from pdopt.methods.dual_ascent import DualAscent
 from pdopt.methods.pdhg import PDHG
+from pdopt.methods.semi_dual import SemiDual
 from pdopt.problems.checks import concrete
 from pdopt.problems.game import MatrixGame
 from pdopt.problems.linear import LinearProgram
 from pdopt.problems.quadratic import QuadraticProgram
+from pdopt.problems.transport import Transport
 from pdopt.rules.implicit import GRADIENTS, envelope, guard
 from pdopt.rules.loop import Carry, advance_until, begin
 from pdopt.runtime.precision import as_array, precision_scope
@@ -55,6 +57,11 @@ def _(problem: MatrixGame) -> PDHG:
 @default_method.register
 def _(problem: QuadraticProgram) -> DualAscent:
     return DualAscent()
+
+
+@default_method.register
+def _(problem: Transport) -> Any:
+    return SemiDual()
 
 
 def solve(
