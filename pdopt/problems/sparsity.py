@@ -23,7 +23,7 @@ from pdopt.problems.couplings import Marginals, Potentials, marginal_error
 from pdopt.problems.quadratic_plan import QuadraticPlan, quadratic_marginals, quadratic_value
 from pdopt.problems.regularisers import Regulariser
 from pdopt.problems.sparse_columns import SparseColumns, TransposedColumns
-from pdopt.problems.top_k import mixed_orthant, mixed_simplex, support_norm
+from pdopt.problems.top_k import largest, mixed_orthant, mixed_simplex, support_norm
 from pdopt.types import Optimality, Pair, Residuals, record
 
 SPARE = 32  # slots for the entries of a mixture beyond twice k: ties are rare, and 3 to 5 entries in all are usual
@@ -225,7 +225,7 @@ class Columns:
         if spare == 0:
             return plan
         taken = jax.vmap(lambda place: jnp.zeros(n, jnp.int32).at[place].set(1))(plan.indices)
-        free = jax.lax.top_k(1 - taken, spare)[1].astype(plan.indices.dtype)
+        free = largest(1 - taken, spare)[1].astype(plan.indices.dtype)
         values = jnp.concatenate([plan.values, jnp.zeros((m, spare), plan.values.dtype)], axis=1)
         return SparseColumns(values, jnp.concatenate([plan.indices, free], axis=1), n)
 
@@ -237,7 +237,7 @@ class Columns:
 
         def reduce(block: Any, b: Any, level: Any, values: Any, places: Any) -> tuple[Any, Any, Any]:
             pulled = jax.vmap(lambda line, place, value: line.at[place].add(smoothing * value))
-            scores, indices = jax.lax.top_k(pulled(f + level[:, None] - block, places, values), self.slots)
+            scores, indices = largest(pulled(f + level[:, None] - block, places, values), self.slots)
             if g is None:
                 entries, mu, _ = jax.vmap(lambda s, b: mixed_simplex(s, b, self.gamma, self.k, smoothing))(scores, b)
             else:
@@ -253,7 +253,7 @@ class Columns:
         n, _ = self.shape
 
         def reduce(block: Any, b: Any) -> tuple[Any, Any, Any, Any]:
-            scores, indices = jax.lax.top_k(f - block, min(self.k + 1, n))
+            scores, indices = largest(f - block, min(self.k + 1, n))
             zero = jnp.zeros((), block.dtype)
             entries, mu, _ = jax.vmap(lambda s, b: mixed_simplex(s, b, self.gamma, self.k, zero))(scores, b)
             entries = entries[:, : self.k]
@@ -270,7 +270,7 @@ class Columns:
         n, _ = self.shape
 
         def reduce(block: Any, b: Any) -> Any:
-            scores, _ = jax.lax.top_k(f - block, min(self.k + 1, n))
+            scores, _ = largest(f - block, min(self.k + 1, n))
             zero = jnp.zeros((), block.dtype)
             return -jax.vmap(lambda s, b: mixed_simplex(s, b, self.gamma, self.k, zero).mu)(scores, b)
 
@@ -284,7 +284,7 @@ class Columns:
             return jnp.sum(values * jnp.take_along_axis(block, places, axis=1), axis=1)
 
         moved = jnp.sum(self.costs.rows(reduce, plan.values, plan.indices))
-        sorted_values = jax.lax.top_k(plan.values, self.slots)[0]
+        sorted_values = largest(plan.values, self.slots)[0]
         return moved + self.gamma / 2 * jnp.sum(jax.vmap(lambda t: support_norm(t, self.k))(sorted_values))
 
 
