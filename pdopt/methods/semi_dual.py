@@ -1,4 +1,4 @@
-"""Dual ascent for quadratic and k-sparse transport: theta = 0, an exact plan, and potentials moved by L-BFGS.
+"""Dual ascent for quadratic and k-sparse transport: theta = 0, an exact plan, potentials moved by L-BFGS.
 
     T' = argmin_T  L(T; y) + lambda/2 |T - centre|^2;      y' = y + H (marginals wanted - marginals of T')
 
@@ -17,7 +17,6 @@ Not done here: unbalanced sides, a derivative of the plan.
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import optax
 
 from pdopt.errors import InvalidOption, require_range
 from pdopt.problems.checks import concrete
@@ -62,7 +61,7 @@ class SemiDual:
         >>> cost = jnp.array([[0.0, 1.0, 4.0], [1.0, 0.0, 1.0]])
         >>> problem = pdopt.Transport(cost, regulariser=pdopt.KSparse(1.0, 1), dtype=jnp.float32)
         >>> solution = pdopt.solve(problem, SemiDual(), tolerance=1e-4)
-        >>> print(solution.x.matvec(jnp.ones(3)).round(3), solution.certificate.plan_error.round(2))
+        >>> print(solution.x.matvec(jnp.ones(3)).round(3), f"{solution.certificate.plan_error:.2f}")
         [0.5 0.5] 0.33
     """
 

@@ -1,15 +1,15 @@
 """Quadratic and k-sparse transport: regularisers whose plans have zeros.
 
-    Quadratic(gamma)   R(T) = gamma/2 |T|^2                                     (Blondel, Seguy, Rolet 2018, 1710.06276)
+    Quadratic(gamma)   R(T) = gamma/2 |T|^2                                   (Blondel, Seguy, Rolet 2018, 1710.06276)
     KSparse(gamma, k)   R(T) = gamma/2 |T|^2, at most k entries in each column   (Liu, Puigcerver, Blondel 2023, 2209.15466)
 
 Semi-dual, a concave function of the potentials f alone:   <f, a> - sum_j Omega*_{b_j}(f - c_j)   (`top_k.py`).
 
-Where k binds, the k-sparse problem is not convex and its semi-dual has kinks: at the best f the k-sparse plan leaves the
-rows open, and no f closes them. What closes them is a mixture of k-sparse columns, the solution of the convex hull of
-the problem, whose R is the squared k-support norm. Both are returned: the mixture as `solution.x`, feasible to the
-tolerance, with its objective, and one k-sparse plan with its own row error in `solution.certificate`. The dual objective
-is a lower bound for both problems, and equals the mixture's objective at the optimum.
+Where k binds, the k-sparse problem is not convex and its semi-dual has kinks: at the best f the k-sparse plan leaves
+the rows open, and no f closes them. What closes them is a mixture of k-sparse columns, the solution of the convex hull
+of the problem, whose R is the squared k-support norm. Both are returned: the mixture as `solution.x`, feasible to the
+tolerance, with its objective, and one k-sparse plan with its own row error in `solution.certificate`. The dual
+objective is a lower bound for both problems, and equals the mixture's objective at the optimum.
 """
 
 from typing import Any, NamedTuple
@@ -65,7 +65,7 @@ class Quadratic(Regulariser):
         return QuadraticPlan(problem.cost, pair.y.f, pair.y.g, self.gamma)
 
     def optimality(self, problem: Any, pair: Pair) -> Optimality:
-        """L1 error of both marginals of the plan that the potentials define, and its gap `<f, T1 - a> + <g, T'1 - b>`."""
+        """L1 error of both marginals of the plan of the potentials, and its gap `<f, T1 - a> + <g, T'1 - b>`."""
         y, a, b = pair.y, problem.a, problem.b
         marginals = quadratic_marginals(problem.cost, y, self.gamma)
         bound = quadratic_value(problem, y, self.gamma)

@@ -6,8 +6,8 @@ Omega(t) = gamma/2 |t|^2 for t >= 0 with at most k entries not 0; s are the scor
     Omega*_b(s) = max <s, t> - Omega(t)  over  sum t = b,        t = [s - mu]_+ / gamma  on the top k       (semi-dual)
     Omega*_+(s) = max <s, t> - Omega(t)  over  t >= 0,           t = [s]_+ / gamma       on the top k       (dual)
 
-(Liu, Puigcerver, Blondel 2023, arXiv 2209.15466, propositions 4 and 5). Where s has ties at the k-th place the maximiser
-is not unique, and what solves a transport problem is a mixture of such columns. The value of mixtures is the convex hull
+(Liu, Puigcerver, Blondel 2023, arXiv 2209.15466). Where s has ties at the k-th place the maximiser is not unique, and
+what solves a transport problem is a mixture of such columns. The value of mixtures is the convex hull
 
     Omega**(t) = gamma/2 |t|_k^2 = gamma/2 min { sum t_i^2 / w_i : 0 <= w <= 1, sum w <= k },
 
@@ -66,7 +66,7 @@ def mixed_simplex(s: Any, b: Any, gamma: Any, k: int, smoothing: Any) -> Column:
     With smoothing 0 it is one k-sparse maximiser.
 
     Example:
-        >>> print(mixed_simplex(jnp.array([1.0, 1.0, 0.0]), 1.0, 1.0, 1, 0.1).entries)
+        >>> print(mixed_simplex(jnp.array([1.0, 1.0, 0.0]), 1.0, 1.0, 1, 0.1).entries.round(3))
         [0.5 0.5 0. ]
     """
     plain = simplex_top(s[:k], b, gamma + smoothing)
@@ -138,8 +138,9 @@ def support_norm(t: Any, k: int) -> Any:
     which the mean of the tail lies between its neighbours.
 
     Example:
-        >>> print(support_norm(jnp.array([0.8, 0.1, 0.1]), 2), support_norm(jnp.array([0.8, 0.1, 0.1]), 1))
-        0.68 1.0
+        >>> t = jnp.array([0.75, 0.125, 0.125])
+        >>> print(support_norm(t, 2), support_norm(t, 1))
+        0.625 1.0
     """
     if t.shape[0] <= k:
         return jnp.sum(t * t)

@@ -94,14 +94,14 @@ class QuasiNewton:
         return search._replace(history=self._empty(search.direction), trials=jnp.int32(self.trials))
 
     def _empty(self, y: Any) -> Any:
-        history = optax.scale_by_lbfgs(self.memory).init(y)
+        history: Any = optax.scale_by_lbfgs(self.memory).init(y)
         dtype = jnp.result_type(*jax.tree.leaves(y))
         return history._replace(weights_memory=history.weights_memory.astype(dtype))
 
     def __call__(self, v: Any, memory: Memory) -> tuple[Any, Memory]:
         """The displacement of y, and the search after this look."""
         search, y = memory.dual, memory.primal
-        slope = optax.tree.vdot(v, search.direction)
+        slope = _inner(v, search.direction)
         steep = slope > self.curvature * search.slope
         turned = slope < -self.curvature * search.slope
         again = (steep | turned) & (search.trials < self.trials)
@@ -131,25 +131,28 @@ class QuasiNewton:
         known = search.history.count > 0
         moved = optax.tree.sub(y, search.history.params)
         changed = optax.tree.add(v, search.history.updates)  # updates hold -v of the last point
-        size = optax.tree.vdot(changed, changed)
-        curved = -optax.tree.vdot(moved, changed)
+        size = _inner(changed, changed)
+        curved = -_inner(moved, changed)
         unit = jnp.where(known & (curved > 0), curved / jnp.where(size > 0, size, 1), search.unit)
         ascent, history = optax.scale_by_lbfgs(self.memory).update(gradient, search.history, y)
         newton = optax.tree.scale(-1, ascent)
-        slope = optax.tree.vdot(newton, v)
-        peak = optax.tree.max(jax.tree.map(jnp.abs, v))
+        slope = _inner(newton, v)
+        peak: Any = optax.tree.max(jax.tree.map(jnp.abs, v))
         scale = jnp.where(unit > 0, unit, search.first / jnp.where(peak > 0, peak, 1))
         plain = optax.tree.scale(scale, v)
         good = known & jnp.isfinite(slope) & (slope > 0)
         direction = optax.tree.where(good, newton, plain)
         history = optax.tree.where(good | ~known, history, self._fresh(history))
-        slope = jnp.where(good, slope, optax.tree.vdot(plain, v)).astype(search.slope.dtype)
+        slope = jnp.where(good, slope, _inner(plain, v)).astype(search.slope.dtype)
         zero, one = jnp.zeros_like(slope), jnp.ones_like(slope)
         ends = End(zero, slope), End(jnp.full_like(slope, jnp.inf), zero)
         unit = unit.astype(slope.dtype)
         return Search(history, direction, slope, one, *ends, jnp.int32(0), unit, search.first), direction
 
     def _fresh(self, history: Any) -> Any:
-        return self._empty(history.params)._replace(
-            count=jnp.int32(1), params=history.params, updates=history.updates
-        )
+        return self._empty(history.params)._replace(count=jnp.int32(1), params=history.params, updates=history.updates)
+
+
+def _inner(first: Any, second: Any) -> Any:
+    """`<first, second>` of two pytrees, typed as an array."""
+    return optax.tree.vdot(first, second)
