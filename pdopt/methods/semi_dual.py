@@ -7,8 +7,8 @@
 Where k binds, the k-sparse columns that answer y are not unique, and picking one leaves the rows open however y is
 chosen: the dual function has kinks. The proximal term picks the right mixture of them, and makes the dual smooth with
 constant 1/lambda. At each check the centre moves to the plan (the proximal point method; Rockafellar 1976), so that
-nothing of the term is left at the end. Lambda falls while the gap is larger than the marginal error, and rises where the
-marginal error lags: small ones need few centres, large ones few steps a centre. A few hundred steps then do what
+nothing of the term is left at the end. Lambda falls while the gap is larger than the marginal error, and rises where
+the marginal error lags: small ones need few centres, large ones few steps a centre. A few hundred steps then do what
 averaging the k-sparse plans of 20 000 subgradient steps does.
 
 Not done here: unbalanced sides, a derivative of the plan.

@@ -1,7 +1,7 @@
 """Quadratic and k-sparse transport: regularisers whose plans have zeros.
 
-    Quadratic(gamma)   R(T) = gamma/2 |T|^2                                   (Blondel, Seguy, Rolet 2018, 1710.06276)
-    KSparse(gamma, k)   R(T) = gamma/2 |T|^2, at most k entries in each column   (Liu, Puigcerver, Blondel 2023, 2209.15466)
+    Quadratic(gamma)    R(T) = gamma/2 |T|^2                                    (Blondel, Seguy, Rolet 2018, 1710.06276)
+    KSparse(gamma, k)   the same, at most k entries in each column        (Liu, Puigcerver, Blondel 2023, 2209.15466)
 
 Semi-dual, a concave function of the potentials f alone:   <f, a> - sum_j Omega*_{b_j}(f - c_j)   (`top_k.py`).
 
