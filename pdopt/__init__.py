@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pdopt.methods.mirror_descent import MirrorDescent
     from pdopt.methods.pairwise import pairwise
     from pdopt.methods.pdhg import PDHG
+    from pdopt.methods.semi_dual import Dual, SemiDual
     from pdopt.methods.sinkhorn import Sinkhorn
     from pdopt.offline import offline
     from pdopt.operators.dense import Dense
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from pdopt.problems.quadratic import QuadraticProgram
     from pdopt.problems.sampling import sample, worst_order
     from pdopt.problems.solution_file import read_solution, write_solution
+    from pdopt.problems.sparsity import KSparse, Quadratic
     from pdopt.problems.streams import Stream
     from pdopt.problems.transport import Transport
     from pdopt.rules.loop import HISTORY
@@ -64,6 +66,10 @@ _HOMES = {
     "Grid": "problems.grid_cost",
     "LowRank": "problems.point_costs",
     "SqEuclidean": "problems.point_costs",
+    "KSparse": "problems.sparsity",
+    "Quadratic": "problems.sparsity",
+    "Dual": "methods.semi_dual",
+    "SemiDual": "methods.semi_dual",
     "Transport": "problems.transport",
     "PDHG": "methods.pdhg",
     "Allocation": "problems.allocation",
@@ -139,6 +145,7 @@ __all__ = [
     "Corrupted",
     "Dense",
     "Divergence",
+    "Dual",
     "DualAscent",
     "Entropic",
     "EntropicMatching",
@@ -147,6 +154,7 @@ __all__ = [
     "Greedy",
     "Grid",
     "Implicit",
+    "KSparse",
     "LinearProgram",
     "LowRank",
     "MatchingBound",
@@ -157,11 +165,13 @@ __all__ = [
     "Modulated",
     "Pair",
     "Phases",
+    "Quadratic",
     "QuadraticProgram",
     "Ranking",
     "Residuals",
     "RevenueManagement",
     "Seasonal",
+    "SemiDual",
     "Sign",
     "Sinkhorn",
     "Solution",
@@ -174,6 +184,7 @@ __all__ = [
     "Transport",
     "UniformRandom",
     "Visit",
+    "barycenter",
     "configuration_lp",
     "left_heavy",
     "match_online",

@@ -20,6 +20,7 @@ from pdopt.methods.balancing import Balancer
 from pdopt.methods.bregman_projections import BregmanProjections
 from pdopt.methods.dual_ascent import DualAscent
 from pdopt.methods.pdhg import PDHG
+from pdopt.methods.semi_dual import SemiDual
 from pdopt.methods.sinkhorn import Sinkhorn
 from pdopt.problems.balancing import Balancing
 from pdopt.problems.barycenter import Barycenter
@@ -66,7 +67,9 @@ def _(problem: Balancing) -> Balancer:
 
 @default_method.register
 def _(problem: Transport) -> Any:
-    return Sinkhorn() if isinstance(problem.regulariser, Entropy) else PDHG()
+    if isinstance(problem.regulariser, Entropy):
+        return Sinkhorn()
+    return AverageSpectrum() if problem.regulariser is None else SemiDual()
 
 
 @default_method.register

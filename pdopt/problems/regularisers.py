@@ -28,6 +28,10 @@ class Regulariser(abc.ABC):
     def inside(self, problem: Any, y: Any) -> Any:
         """The primal iterate that belongs to potentials y: what a start given by its potentials becomes."""
 
+    def adopt(self, problem: Any, x: Any, y: Any) -> Any:
+        """The primal iterate of a start `(x, y)`: from y alone, unless a regulariser can use x."""
+        return self.inside(problem, y)
+
     @abc.abstractmethod
     def plan(self, problem: Any, pair: Pair) -> Any:
         """The plan of a pair as an operator with `matvec`, `rmatvec` and `todense`."""

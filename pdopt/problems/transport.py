@@ -4,7 +4,7 @@
 
 The multipliers are the potentials `f (n,)`, `g (m,)` of the two marginals: `L = <C - f(+)g, T> + R(T) + <f,a> + <g,b>`,
 violation `(a - T1, b - T'1)`, so `(f, g) = d value / d(a, b)`. The cost is a matrix or an operator of `costs.py`; R is
-a record of its own: `Entropy` (`entropy.py`), `Quadratic` and `Sparse` (`sparsity.py`), or None.
+a record of its own: `Entropy` (`entropy.py`), `Quadratic` and `KSparse` (`sparsity.py`), or None.
 """
 
 from dataclasses import InitVar
@@ -32,7 +32,7 @@ class Transport:
         cost: `(n, m)` array, or `SqEuclidean`, `Grid`, `LowRank`.
         a: `(n,)` masses >= 0 of the sources; None: uniform, of total 1.
         b: `(m,)` masses >= 0 of the targets; None: uniform, of the total of a.
-        regulariser: `Entropy(epsilon)`, `Quadratic(gamma)`, `Sparse(gamma, k)` or None.
+        regulariser: `Entropy(epsilon)`, `Quadratic(gamma)`, `KSparse(gamma, k)` or None.
         unbalanced: `(rho_a, rho_b)`, each > 0: the marginal constraint is replaced by `rho KL(T1 | a)`; inf keeps it.
         dtype: floating dtype of the data; default: that of the input, as for `LinearProgram`.
         check: look at the values; shapes are always checked.
@@ -59,7 +59,7 @@ class Transport:
 
     def __post_init__(self, dtype: Any, check: bool, allow_low_precision: bool) -> None:
         if self.regulariser is not None and not isinstance(self.regulariser, Regulariser):
-            raise InvalidOption(f"regulariser is {self.regulariser!r}; expected Entropy, Quadratic, Sparse or None")
+            raise InvalidOption(f"regulariser is {self.regulariser!r}; expected Entropy, Quadratic, KSparse or None")
         named = [(name, getattr(self, name)) for name in ("cost", "a", "b")]
         dtype = resolve_dtype(named, dtype, allow_low_precision=allow_low_precision)
         cost = as_cost(self.cost, dtype)
@@ -125,7 +125,7 @@ class Transport:
         y = Potentials(as_array("start.y.f", y[0], dtype), as_array("start.y.g", y[1], dtype))
         require_shape("start.y.f", y.f.shape, (n,), f"cost has {n} rows")
         require_shape("start.y.g", y.g.shape, (m,), f"cost has {m} columns")
-        return Pair(self.rule.inside(self, y), y)
+        return Pair(self.rule.adopt(self, pair.x, y), y)
 
     def shown(self, pair: Pair) -> Pair:
         """A solver's pair as users see it: x is the plan, an operator."""
