@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pdopt.geometry.moves import Euclidean
     from pdopt.methods.augmented_lagrangian import AugmentedLagrangian
     from pdopt.methods.dual_ascent import DualAscent
+    from pdopt.methods.average_spectrum import AverageSpectrum
     from pdopt.methods.mirror_descent import MirrorDescent
     from pdopt.methods.pdhg import PDHG
     from pdopt.operators.dense import Dense
@@ -43,6 +44,7 @@ _HOMES = {
     "SqEuclidean": "problems.point_costs",
     "Transport": "problems.transport",
     "PDHG": "methods.pdhg",
+    "AverageSpectrum": "methods.average_spectrum",
     "AugmentedLagrangian": "methods.augmented_lagrangian",
     "Dense": "operators.dense",
     "DualAscent": "methods.dual_ascent",
@@ -73,6 +75,7 @@ _HOMES = {
 __all__ = [
     "HISTORY",
     "PDHG",
+    "AverageSpectrum",
     "AugmentedLagrangian",
     "Dense",
     "DualAscent",

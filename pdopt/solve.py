@@ -16,14 +16,16 @@ import numpy as np
 from jax.core import Tracer
 
 from pdopt.errors import InvalidOption, InvalidProblem, UnsupportedProblem, require_range
+from pdopt.methods.average_spectrum import AverageSpectrum
 from pdopt.methods.dual_ascent import DualAscent
 from pdopt.methods.pdhg import PDHG
 from pdopt.problems.checks import concrete
 from pdopt.problems.game import MatrixGame
 from pdopt.problems.linear import LinearProgram
 from pdopt.problems.quadratic import QuadraticProgram
+from pdopt.problems.transport import Transport
 from pdopt.rules.implicit import GRADIENTS, envelope, guard
-from pdopt.rules.loop import Carry, advance_until, begin
+from pdopt.rules.loop import Carry, advance_until, begin, completed
 from pdopt.runtime.precision import as_array, precision_scope
 from pdopt.types import Pair, Solution
 
@@ -50,6 +52,11 @@ def _(problem: LinearProgram) -> PDHG:
 @default_method.register
 def _(problem: MatrixGame) -> PDHG:
     return PDHG()
+
+
+@default_method.register
+def _(problem: Transport) -> Any:
+    return AverageSpectrum()
 
 
 @default_method.register
@@ -188,7 +195,7 @@ def finish(problem: Any, carry: Carry) -> Solution:
 def _solve(problem: Any, method: Any, start: Any, tolerance: Any, limit: Any, gradient: str, history: int) -> Solution:
     still = jax.lax.stop_gradient((problem, method, start, tolerance))
     judge, view, carry = prepare(*still, history)
-    carry = advance_until(judge, view, method, carry, limit, still[3], limit)
+    carry = completed(view, still[1], advance_until(judge, view, still[1], carry, limit, still[3], limit))
     solution = finish(still[0], carry)
     if gradient == "none" or not hasattr(problem, "lagrangian"):
         return solution

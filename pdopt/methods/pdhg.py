@@ -21,7 +21,8 @@ from jax.core import Tracer
 
 from pdopt.errors import InvalidOption, unknown_name
 from pdopt.operators.scaling import Scaling
-from pdopt.problems.views import saddle
+from pdopt.problems.transport_saddle import require_balanced
+from pdopt.problems.views import in_metric, saddle
 from pdopt.rules.acceleration import Averaged, Halpern, Plain, Relaxed, Track, check_averaged
 from pdopt.rules.restart import Epoch, FixedPointRestart, PrimalWeight, Weight
 from pdopt.rules.saddle import Parts, row, saddle_step
@@ -47,7 +48,7 @@ class State(NamedTuple):
     epoch: Epoch
 
 
-@record(static=("every",))
+@record(static=("metric", "every"))
 class PDHG:
     """Restarted PDHG. The default engine is reflected Halpern with a step size that adapts inside the epoch.
 
@@ -58,6 +59,7 @@ class PDHG:
         stepsize: `AdaptiveStep` or `ConstantStep`.
         restart: when an epoch ends; weight: how the primal weight moves then.
         scaling: what the problem is scaled by first.
+        metric: of the dual step of exact transport: "scalar", "deflated" or "douglas_rachford"; None takes the view's own.
         every: steps between checks, >= 1 (64 on a CPU; 200 where a check costs several steps).
 
     Raises:
@@ -76,6 +78,7 @@ class PDHG:
     restart: FixedPointRestart = FixedPointRestart()
     weight: PrimalWeight = PrimalWeight()
     scaling: Scaling = Scaling()
+    metric: str | None = None
     every: int = 64
 
     def __post_init__(self) -> None:
@@ -120,7 +123,11 @@ class PDHG:
 
     def view(self, problem: Any) -> Any:
         """The problem as this method sees it."""
-        return saddle(problem, self.scaling)
+        return in_metric(saddle(problem, self.scaling), self.metric)
+
+    def admit(self, problem: Any) -> None:
+        """Refuse an unbalanced transport before tracing."""
+        require_balanced(problem)
 
     def parts(self, view: Any, steps: Steps) -> Parts:
         """The row of the table: the functions that make the saddle step PDHG."""

@@ -21,6 +21,14 @@ class Regulariser(abc.ABC):
     def inside(self, problem: Any, y: Any) -> Any:
         """The primal iterate that belongs to potentials y: what a start given by its potentials becomes."""
 
+    def resumed(self, problem: Any, x: Any, y: Any) -> Any:
+        """The primal iterate of a start `(x, y)`; x says nothing unless a regulariser reads it."""
+        return self.inside(problem, y)
+
+    def potentials(self, problem: Any, y: Any) -> Any:
+        """The potentials that users get to see."""
+        return y
+
     @abc.abstractmethod
     def plan(self, problem: Any, pair: Pair) -> Any:
         """The plan of a pair as an operator with `matvec`, `rmatvec` and `todense`."""

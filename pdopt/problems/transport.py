@@ -120,11 +120,11 @@ class Transport:
         y = Potentials(as_array("start.y.f", y[0], dtype), as_array("start.y.g", y[1], dtype))
         require_shape("start.y.f", y.f.shape, (n,), f"cost has {n} rows")
         require_shape("start.y.g", y.g.shape, (m,), f"cost has {m} columns")
-        return Pair(self.rule.inside(self, y), y)
+        return Pair(self.rule.resumed(self, pair.x, y), y)
 
     def shown(self, pair: Pair) -> Pair:
         """A solver's pair as users see it: x is the plan, an operator."""
-        return Pair(self.rule.plan(self, pair), pair.y)
+        return Pair(self.rule.plan(self, pair), self.rule.potentials(self, pair.y))
 
     def certificate(self, proof: Any, ray: Pair) -> Any:
         """What the regulariser offers as proof: the L1 errors of both marginals apart, and more."""
