@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from pdopt.operators.dense import Dense
+from pdopt.problems.costs import DenseCost
 from pdopt.problems.couplings import Potentials
 from pdopt.problems.regularisers import Regulariser
-from pdopt.problems.rounding import round_plan, rounded_plan
+from pdopt.problems.rounding import judged, round_plan, rounded_plan
 from pdopt.types import Optimality, Pair, Residuals, record
 
 
@@ -91,6 +92,21 @@ def product_plan(problem: Any) -> Any:
     return problem.a[:, None] * (problem.b / jnp.where(total > 0, total, 1))
 
 
+def min_columns(cost: Any, f: Any) -> Any:
+    """`min_i (C_ij - f_i)`, `(m,)`, by one pass over blocks of rows."""
+    n, size = cost.shape[0], cost.block_rows
+    least = lambda start, f: jnp.min(cost.block(start, size) - f[:, None], axis=0)
+    if size == n:
+        return least(0, f)
+
+    def one(best: Any, number: Any) -> Any:
+        start = jnp.minimum(number * size, n - size)
+        return jnp.minimum(best, least(start, lax.dynamic_slice_in_dim(f, start, size))), None
+
+    start = jnp.full(cost.shape[1], jnp.inf, cost.dtype)
+    return lax.scan(one, start, jnp.arange(-(-n // size)))[0]
+
+
 def c_transform(cost: Any, f: Any) -> Potentials:
     """The best feasible potentials with which f agrees: `g_j = min_i (C_ij - f_i)`, `f_i = min_j (C_ij - g_j)`.
 
@@ -99,6 +115,11 @@ def c_transform(cost: Any, f: Any) -> Potentials:
         >>> print(c_transform(DenseCost(jnp.array([[0.0, 2.0], [3.0, 1.0]])), jnp.zeros(2)).g)
         [0. 1.]
     """
-    g = cost.transpose().min_rows(f)
+    # A stored matrix is read block by block: its transpose, or C - f, would be one more of it.
+    if isinstance(cost, DenseCost):
+        cost = judged(cost)
+        g = min_columns(cost, f)
+    else:
+        g = cost.transpose().min_rows(f)
     return Potentials(cost.min_rows(g), g)
 

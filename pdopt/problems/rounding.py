@@ -13,10 +13,68 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pdopt.problems.costs import Cost, DenseCost
 from pdopt.problems.couplings import Marginals, Potentials, marginal_error
+from pdopt.types import record
 
 # Rounds of the greedy matching; what is left then is matched in order. Near an optimum two or three do.
 ROUNDS = 12
+
+# Entries of a stored cost looked at together while a plan is judged, so that judging stores no array of its size.
+JUDGED_ENTRIES = 2**16
+
+
+@record
+class Judged(Cost):
+    """A stored cost handed out in small blocks of rows.
+
+    Attributes:
+        inner: the stored cost.
+    """
+
+    inner: DenseCost
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(n, m)`."""
+        return self.inner.shape
+
+    @property
+    def dtype(self) -> Any:
+        """Dtype of the entries."""
+        return self.inner.dtype
+
+    @property
+    def block_rows(self) -> int:
+        """All rows where the matrix is small."""
+        n, m = self.shape
+        return n if n * m <= JUDGED_ENTRIES else max(1, JUDGED_ENTRIES // m)
+
+    def block(self, start: Any, size: int) -> Any:
+        """Rows of the stored cost."""
+        return self.inner.block(start, size)
+
+    def transpose(self) -> "Judged":
+        """The stored transpose."""
+        return Judged(self.inner.transpose())
+
+    def astype(self, dtype: Any) -> "Judged":
+        """The stored cost in another dtype."""
+        return Judged(self.inner.astype(dtype))
+
+    def check(self) -> None:
+        """As the stored cost."""
+        self.inner.check()
+
+
+def judged(cost: Cost) -> Cost:
+    """The cost in blocks small enough to judge a plan by.
+
+    Example:
+        >>> judged(DenseCost(jnp.zeros((512, 512), jnp.float32))).block_rows
+        128
+    """
+    return Judged(cost) if isinstance(cost, DenseCost) else cost
 
 
 class Rounding(NamedTuple):
@@ -38,27 +96,33 @@ class Rounded(NamedTuple):
     error: Marginals
 
 
-def scale_down(X: Any, a: Any, b: Any) -> Rounding:
+def scale_down(cost: Cost, X: Any, a: Any, b: Any) -> Rounding:
     """Scale rows, then columns, down to their masses and say where the missing mass goes.
 
     Args:
+        cost: says only in which blocks of rows X is read.
         X: plan `(n, m)`, >= 0.
         a, b: masses `(n,)`, `(m,)` of equal totals.
 
     Example:
         >>> X, half = jnp.array([[0.5, 0.25], [0.0, 0.25]]), jnp.full(2, 0.5)
-        >>> made = scale_down(X, half, half)
+        >>> made = scale_down(DenseCost(X), X, half, half)
         >>> T = apply_rounding(X, made)
         >>> print(T.sum(axis=1), T.sum(axis=0))
         [0.5 0.5] [0.5 0.5]
     """
-    rows = _shrink(a, jnp.sum(X, axis=1))
-    column = rows @ X
+    rows = _shrink(a, cost.rows(lambda C, X: jnp.sum(X, axis=1), X))
+    column = weighted_columns(cost, X, rows)
     columns = _shrink(b, column)
-    row_left = jnp.maximum(a - rows * (X @ columns), 0)
+    row_left = jnp.maximum(a - rows * cost.rows(lambda C, X: X @ columns, X), 0)
     column_left = jnp.maximum(b - columns * column, 0)
     total = jnp.sum(column_left)
     return Rounding(rows, columns, row_left, column_left / jnp.where(total > 0, total, 1))
+
+
+def weighted_columns(cost: Cost, X: Any, u: Any) -> Any:
+    """`X'u`, `(m,)`, block by block."""
+    return cost.sums(lambda C, X, u, present: (present * u) @ X, X, u)
 
 
 def apply_rounding(X: Any, rounding: Rounding) -> Any:
@@ -70,7 +134,7 @@ def apply_rounding(X: Any, rounding: Rounding) -> Any:
 def rounded_cost(cost: Any, X: Any, rounding: Rounding) -> Any:
     """`<C, T>` of the rounded plan, without making it."""
     u, v, r, c = rounding
-    return jnp.sum(cost.rows(lambda C, X, u, r: u * ((C * X) @ v) + r * (C @ c), X, u, r))
+    return jnp.sum(cost.rows(lambda C, X, u, r: jnp.sum(C * (u[:, None] * X * v + r[:, None] * c), axis=1), X, u, r))
 
 
 def greedy_permutation(keys: Any, size: int) -> Any:
@@ -115,12 +179,14 @@ def greedy_permutation(keys: Any, size: int) -> Any:
 
 def round_plan(problem: Any, X: Any, y: Potentials) -> Rounded:
     """The cheaper of the two roundings of X; y breaks ties of the permutation by reduced cost."""
-    cost, a, b = problem.cost, problem.a, problem.b
+    cost, a, b = judged(problem.cost), problem.a, problem.b
     n, m = cost.shape
-    scaling = scale_down(X, a, b)
+    scaling = scale_down(cost, X, a, b)
     objective = rounded_cost(cost, X, scaling)
     u, v, r, c = scaling
-    made = Marginals(u * (X @ v) + r * jnp.sum(c), v * (u @ X) + jnp.sum(r) * c)
+    made = Marginals(
+        u * cost.rows(lambda C, X: X @ v, X) + r * jnp.sum(c), v * weighted_columns(cost, X, u) + jnp.sum(r) * c
+    )
     error = marginal_error(made, a, b)
     if n != m:
         return Rounded(scaling, jnp.full(n, -1, jnp.int32), jnp.bool_(False), objective, error)

@@ -33,19 +33,19 @@ from pdopt.types import Pair, record
 
 METRICS = ("scalar", "deflated", "douglas_rachford")
 
-# First primal weight times sqrt(n m), in units of mass and of the mean reduced cost: the best of a fixed grid on
-# uniform costs was 5 to 20 for n = 50 ... 500.
+# First primal weight, in units of the total mass and the mean reduced cost: the best of a fixed grid on uniform costs
+# was 5 to 20 for n = 50 ... 500.
 FIRST_WEIGHT = 10.0
 
 
 @record(static=("metric",))
 class TransportSaddle:
-    """The saddle of exact transport in units of `mass` and `price`.
+    """The saddle of exact transport, potentials in units of `price`; plans keep the user's, or judging one would copy it.
 
     Attributes:
         cost: in the user's units, divided by price on the fly.
-        a, b: masses `(n,)`, `(m,)` over `mass`; their mean is about 1.
-        mass, price: the units, scalars.
+        a, b: masses `(n,)`, `(m,)`, of equal totals.
+        price: the unit of cost, a scalar.
         balance: first primal weight.
         metric: of the dual step, one of `METRICS`.
 
@@ -60,7 +60,6 @@ class TransportSaddle:
     cost: Any
     a: Any
     b: Any
-    mass: Any
     price: Any
     balance: Any
     metric: str = "douglas_rachford"
@@ -84,12 +83,12 @@ class TransportSaddle:
 
     def into(self, pair: Pair) -> Pair:
         """A pair in the user's units, its plan made nonnegative."""
-        return Pair(jnp.maximum(pair.x / self.mass, 0), self._into(pair.y))
+        return Pair(jnp.maximum(pair.x, 0), self._into(pair.y))
 
     def back(self, pair: Pair) -> Pair:
         """A pair in the user's units."""
         y = self.lift(pair.y)
-        return Pair(self.mass * pair.x, Potentials(self.price * y.f, self.price * y.g))
+        return Pair(pair.x, Potentials(self.price * y.f, self.price * y.g))
 
     def keep(self, pair: Pair) -> Pair:
         """What a loop keeps of a judged pair: the potentials; a second plan would double the memory."""
@@ -176,19 +175,17 @@ def _(problem: Transport, scaling: Scaling) -> TransportSaddle:
         raise UnsupportedProblem(
             f"Transport with {type(problem.regulariser).__name__} has no saddle view; expected regulariser=None"
         )
-    cost, (n, m) = problem.cost, problem.shape
+    cost, n = problem.cost, problem.shape[0]
     dtype = cost.dtype
     total = jnp.sum(problem.a)
-    mass = total / (n * m) ** 0.5
-    mass = jnp.where(mass > 0, mass, 1).astype(dtype)
     proved = c_transform(cost, jnp.zeros(n, dtype))
     reduced = cost.mean() - jnp.mean(proved.f) - jnp.mean(proved.g)
     largest = cost.largest()
     price = jnp.where(reduced > 0, reduced, jnp.where(largest > 0, largest, 1)).astype(dtype)
-    balance = jnp.asarray(min(1.0, FIRST_WEIGHT / (n * m) ** 0.5), dtype)
+    balance = (FIRST_WEIGHT / jnp.where(total > 0, total, 1)).astype(dtype)
     # Both sides get exactly one total, or a rounding error of the masses would pull the potentials for ever.
     b = problem.b * (total / jnp.where(jnp.sum(problem.b) > 0, jnp.sum(problem.b), 1))
-    return TransportSaddle(cost, problem.a / mass, b / mass, mass, price, balance)
+    return TransportSaddle(cost, problem.a, b, price, balance)
 
 
 def require_balanced(problem: Any) -> None:
