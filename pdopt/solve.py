@@ -16,7 +16,6 @@ import numpy as np
 from jax.core import Tracer
 
 from pdopt.errors import InvalidOption, InvalidProblem, UnsupportedProblem, require_range
-from pdopt.methods.average_spectrum import AverageSpectrum
 from pdopt.methods.dual_ascent import DualAscent
 from pdopt.methods.pdhg import PDHG
 from pdopt.problems.checks import concrete
@@ -56,7 +55,7 @@ def _(problem: MatrixGame) -> PDHG:
 
 @default_method.register
 def _(problem: Transport) -> Any:
-    return AverageSpectrum()
+    return PDHG.lean()
 
 
 @default_method.register

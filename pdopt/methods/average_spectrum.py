@@ -117,6 +117,7 @@ class AverageSpectrum:
     scaling: Scaling = Scaling()
     every: int = 40
     weigh_every: int = 5
+    remakes = True  # `whole` makes the last judged pair from the state, so that a loop need not keep it
 
     def __post_init__(self) -> None:
         for name in ("every", "weigh_every"):

@@ -33,9 +33,9 @@ from pdopt.types import Pair, record
 
 METRICS = ("scalar", "deflated", "douglas_rachford")
 
-# First primal weight, in units of the total mass and the mean reduced cost: the best of a fixed grid on uniform costs
-# was 5 to 20 for n = 50 ... 500.
-FIRST_WEIGHT = 10.0
+# First primal weight, in units of the mean mass and the mean reduced cost: the best of a fixed grid on uniform costs was
+# 0.05 to 0.2 for n = 50 ... 1000.
+FIRST_WEIGHT = 0.1
 
 
 @record(static=("metric",))
@@ -175,14 +175,14 @@ def _(problem: Transport, scaling: Scaling) -> TransportSaddle:
         raise UnsupportedProblem(
             f"Transport with {type(problem.regulariser).__name__} has no saddle view; expected regulariser=None"
         )
-    cost, n = problem.cost, problem.shape[0]
+    cost, (n, m) = problem.cost, problem.shape
     dtype = cost.dtype
     total = jnp.sum(problem.a)
     proved = c_transform(cost, jnp.zeros(n, dtype))
     reduced = cost.mean() - jnp.mean(proved.f) - jnp.mean(proved.g)
     largest = cost.largest()
     price = jnp.where(reduced > 0, reduced, jnp.where(largest > 0, largest, 1)).astype(dtype)
-    balance = (FIRST_WEIGHT / jnp.where(total > 0, total, 1)).astype(dtype)
+    balance = (FIRST_WEIGHT * (n * m) ** 0.5 / jnp.where(total > 0, total, 1)).astype(dtype)
     # Both sides get exactly one total, or a rounding error of the masses would pull the potentials for ever.
     b = problem.b * (total / jnp.where(jnp.sum(problem.b) > 0, jnp.sum(problem.b), 1))
     return TransportSaddle(cost, problem.a, b, price, balance)

@@ -115,13 +115,13 @@ def _kept(view: Any, method: Any, pair: Pair) -> Pair:
     """What the carry keeps of a judged pair: the pair itself, of which the best is kept.
 
     A view whose pairs are too large to be kept twice (`keep`), with a method that can make the last judged pair from its
-    state (`whole`), keeps a part of the latest one: an OPTIMAL run ends there, and so does any other.
+    state (`remakes`, `whole`), keeps a part of the latest one: an OPTIMAL run ends there, and so does any other.
     """
     return view.keep(pair) if _keeps_part(view, method) else pair
 
 
 def _keeps_part(view: Any, method: Any) -> bool:
-    return hasattr(view, "keep") and hasattr(method, "whole")
+    return hasattr(view, "keep") and getattr(method, "remakes", False)
 
 
 def _verdict(
