@@ -151,7 +151,7 @@ class AverageSpectrum:
 
         def primal(x: Image, y: Image) -> Image:
             if closed:
-                point = view.descend(x.point, y.point, 1 / size.r)
+                point = view.stride(x.point, y.point, 1 / size.r)
                 return Image(point, view.violation(point))
             return Image(view.prox(x.point - y.image / size.r, 1 / size.r), ())
 

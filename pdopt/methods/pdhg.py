@@ -147,7 +147,10 @@ class PDHG:
         """The row of the table: the functions that make the saddle step PDHG."""
 
         def primal(x: Image, y: Any) -> Image:
-            point = view.prox(x.point - steps.primal * view.gradient(x.point, y), steps.primal)
+            if hasattr(view, "stride"):  # the two in one pass over data that are too large for two
+                point = view.stride(x.point, y, steps.primal)
+            else:
+                point = view.prox(x.point - steps.primal * view.gradient(x.point, y), steps.primal)
             return Image(point, view.violation(point))
 
         return row(primal, lambda seen: seen.violation, view.move, theta=1.0)

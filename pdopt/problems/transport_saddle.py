@@ -108,7 +108,7 @@ class TransportSaddle:
         lifted = self.lift(dy)
         return -(lifted.f[:, None] + lifted.g)
 
-    def descend(self, x: Any, y: Any, step: Any) -> Any:
+    def stride(self, x: Any, y: Any, step: Any) -> Any:
         """`prox(x - step gradient(x, y))` in one pass; costs that are not stored are made block by block."""
         lifted = self.lift(y)
         scale = step / self.price
