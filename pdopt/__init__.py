@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pdopt.geometry.moves import Euclidean
     from pdopt.methods.augmented_lagrangian import AugmentedLagrangian
     from pdopt.methods.dual_ascent import DualAscent
+    from pdopt.assign import assign
     from pdopt.methods.average_spectrum import AverageSpectrum
     from pdopt.methods.mirror_descent import MirrorDescent
     from pdopt.methods.pdhg import PDHG
@@ -45,6 +46,7 @@ _HOMES = {
     "Transport": "problems.transport",
     "PDHG": "methods.pdhg",
     "AverageSpectrum": "methods.average_spectrum",
+    "assign": "assign",
     "AugmentedLagrangian": "methods.augmented_lagrangian",
     "Dense": "operators.dense",
     "DualAscent": "methods.dual_ascent",
@@ -76,6 +78,7 @@ __all__ = [
     "HISTORY",
     "PDHG",
     "AverageSpectrum",
+    "assign",
     "AugmentedLagrangian",
     "Dense",
     "DualAscent",

@@ -23,7 +23,7 @@ FLOORS = {
     "problems": 2,
     "rules": 3,
     "methods": 4, "models": 4,
-    "solve": 5, "run": 5, "saving": 5, "minimise": 5, "simulate": 5,
+    "solve": 5, "run": 5, "saving": 5, "minimise": 5, "simulate": 5, "assign": 5,
     "training": 6,
     "cli": 7, "__main__": 7,
 }  # fmt: skip

@@ -192,17 +192,7 @@ def round_plan(problem: Any, X: Any, y: Potentials) -> Rounded:
         return Rounded(scaling, jnp.full(n, -1, jnp.int32), jnp.bool_(False), objective, error)
     mass = a[0]
     uniform = jnp.all(a == mass) & jnp.all(b == b[0]) & (mass > 0)
-    span = jnp.max(jnp.abs(y.f)) + jnp.max(jnp.abs(y.g))
-    price = 1 / jnp.where(span > 0, span, 1)
-
-    def keys(free: Any) -> tuple[Any, Any]:
-        def best(C: Any, X: Any, f: Any) -> tuple[Any, Any]:
-            key = jnp.where(free, X / jnp.where(mass > 0, mass, 1) - price * (C - f[:, None] - y.g), -jnp.inf)
-            return jnp.max(key, axis=1), jnp.argmax(key, axis=1)
-
-        return cost.rows(best, X, y.f)
-
-    permutation = greedy_permutation(keys, n)
+    permutation = permutation_of(cost, X / jnp.where(mass > 0, mass, 1), y)
     paid = mass * jnp.sum(permuted_costs(cost, permutation))
     integral = uniform & (paid <= objective)
     pick = lambda one, other: jnp.where(integral, one, other)
@@ -210,6 +200,27 @@ def round_plan(problem: Any, X: Any, y: Potentials) -> Rounded:
     return Rounded(
         scaling, pick(permutation, -1), integral, pick(paid, objective), jax.tree.map(pick, exact, error)
     )  # fmt: skip
+
+
+def permutation_of(cost: Cost, X: Any, y: Potentials) -> Any:
+    """The permutation that follows the entries of X, of order 1, and, between equal ones, small reduced costs; `(n,)`.
+
+    Example:
+        >>> y = Potentials(jnp.zeros(2), jnp.zeros(2))
+        >>> print(permutation_of(DenseCost(jnp.eye(2)), jnp.full((2, 2), 0.5), y))
+        [1 0]
+    """
+    span = jnp.max(jnp.abs(y.f)) + jnp.max(jnp.abs(y.g))
+    price = 1 / jnp.where(span > 0, span, 1)
+
+    def keys(free: Any) -> tuple[Any, Any]:
+        def best(C: Any, X: Any, f: Any) -> tuple[Any, Any]:
+            key = jnp.where(free, X - price * (C - f[:, None] - y.g), -jnp.inf)
+            return jnp.max(key, axis=1), jnp.argmax(key, axis=1)
+
+        return cost.rows(best, X, y.f)
+
+    return greedy_permutation(keys, cost.shape[0])
 
 
 def permuted_costs(cost: Any, permutation: Any) -> Any:

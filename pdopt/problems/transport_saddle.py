@@ -54,7 +54,7 @@ class TransportSaddle:
         >>> view = saddle(problem, Scaling())
         >>> pair = view.start()
         >>> print(pair.x[0], view.violation(pair.x).f)
-        [0.5 0.5] [0. 0.]
+        [0.25 0.25] [0. 0.]
     """
 
     cost: Any
