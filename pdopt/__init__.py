@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pdopt.assign import assign
     from pdopt.barycenter import barycenter
     from pdopt.divergence import Divergence, sinkhorn_divergence
     from pdopt.geometry.entropic import Entropic
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from pdopt.match_online import MatchingRun, match_online
     from pdopt.matching_bounds import MatchingBound, configuration_lp, matching_lp, stochastic_configuration_lp
     from pdopt.methods.augmented_lagrangian import AugmentedLagrangian
+    from pdopt.methods.average_spectrum import AverageSpectrum
     from pdopt.methods.balancing import Balancer
     from pdopt.methods.dual_ascent import DualAscent
     from pdopt.methods.matching_policies import Balance, Greedy, Ranking, UniformRandom
@@ -75,6 +77,8 @@ _HOMES = {
     "Allocation": "problems.allocation",
     "Assortment": "problems.assortment",
     "Auctions": "problems.applications",
+    "AverageSpectrum": "methods.average_spectrum",
+    "assign": "assign",
     "AugmentedLagrangian": "methods.augmented_lagrangian",
     "Balance": "methods.matching_policies",
     "Balancer": "methods.balancing",
@@ -138,6 +142,7 @@ __all__ = [
     "Assortment",
     "Auctions",
     "AugmentedLagrangian",
+    "AverageSpectrum",
     "Balance",
     "Balancer",
     "Balancing",
@@ -184,6 +189,7 @@ __all__ = [
     "Transport",
     "UniformRandom",
     "Visit",
+    "assign",
     "barycenter",
     "configuration_lp",
     "left_heavy",

@@ -31,7 +31,7 @@ from pdopt.problems.linear import LinearProgram
 from pdopt.problems.quadratic import QuadraticProgram
 from pdopt.problems.transport import Transport
 from pdopt.rules.implicit import GRADIENTS, envelope, guard, smooth_envelope
-from pdopt.rules.loop import Carry, advance_until, begin
+from pdopt.rules.loop import Carry, advance_until, begin, completed
 from pdopt.runtime.precision import as_array, precision_scope
 from pdopt.types import Pair, Solution
 
@@ -69,7 +69,7 @@ def _(problem: Balancing) -> Balancer:
 def _(problem: Transport) -> Any:
     if isinstance(problem.regulariser, Entropy):
         return Sinkhorn()
-    return AverageSpectrum() if problem.regulariser is None else SemiDual()
+    return PDHG.lean() if problem.regulariser is None else SemiDual()
 
 
 @default_method.register
@@ -217,7 +217,7 @@ def finish(problem: Any, carry: Carry, tolerance: Any) -> Solution:
 def _solve(problem: Any, method: Any, start: Any, tolerance: Any, limit: Any, gradient: str, history: int) -> Solution:
     still = jax.lax.stop_gradient((problem, method, start, tolerance))
     judge, view, carry = prepare(*still, history)
-    carry = advance_until(judge, view, method, carry, limit, still[3], limit)
+    carry = completed(view, still[1], advance_until(judge, view, still[1], carry, limit, still[3], limit))
     solution = finish(still[0], carry, still[3])
     if gradient == "none" or not hasattr(problem, "lagrangian"):
         return solution

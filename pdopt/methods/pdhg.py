@@ -21,14 +21,15 @@ from jax.core import Tracer
 
 from pdopt.errors import InvalidOption, unknown_name
 from pdopt.operators.scaling import Scaling
-from pdopt.problems.views import saddle
-from pdopt.rules.acceleration import Averaged, Halpern, Plain, Relaxed, Track, check_averaged
+from pdopt.problems.transport_saddle import require_balanced
+from pdopt.problems.views import in_metric, saddle
+from pdopt.rules.acceleration import Averaged, Halpern, Lean, Plain, Relaxed, Track, check_averaged
 from pdopt.rules.restart import Epoch, FixedPointRestart, PrimalWeight, Weight
 from pdopt.rules.saddle import Parts, row, saddle_step
 from pdopt.rules.stepsize import AdaptiveStep, ConstantStep, Movement, Size
 from pdopt.types import Memory, Pair, Steps, Visit, record
 
-ACCELERATIONS = {"halpern": Halpern, "averaged": Averaged, "relaxed": Relaxed, "plain": Plain}
+ACCELERATIONS = {"halpern": Halpern, "averaged": Averaged, "relaxed": Relaxed, "plain": Plain, "lean": Lean}
 
 
 class Image(NamedTuple):
@@ -47,17 +48,18 @@ class State(NamedTuple):
     epoch: Epoch
 
 
-@record(static=("every",))
+@record(static=("metric", "every"))
 class PDHG:
     """Restarted PDHG. The default engine is reflected Halpern with a step size that adapts inside the epoch.
 
     Float settings are traced: a sweep over them is a `vmap` and one compilation.
 
     Attributes:
-        acceleration: `Halpern`, `Averaged`, `Relaxed` or `Plain`, or its lower-case name.
+        acceleration: `Halpern`, `Averaged`, `Relaxed`, `Plain` or `Lean`, or its lower-case name.
         stepsize: `AdaptiveStep` or `ConstantStep`.
         restart: when an epoch ends; weight: how the primal weight moves then.
         scaling: what the problem is scaled by first.
+        metric: of the dual step of exact transport: "scalar", "deflated" or "douglas_rachford"; None takes the view's own.
         every: steps between checks, >= 1 (64 on a CPU; 200 where a check costs several steps).
 
     Raises:
@@ -76,6 +78,7 @@ class PDHG:
     restart: FixedPointRestart = FixedPointRestart()
     weight: PrimalWeight = PrimalWeight()
     scaling: Scaling = Scaling()
+    metric: str | None = None
     every: int = 64
 
     def __post_init__(self) -> None:
@@ -118,15 +121,36 @@ class PDHG:
         }
         return PDHG(**{**fixed, **settings})
 
+    @staticmethod
+    def lean(**settings: Any) -> "PDHG":
+        """Plain PDHG with the adaptive step and no second point anywhere: what a large transport has room for.
+
+        A plan of few entries meets a far smaller spectrum than `|A|`, and the adaptive step finds it: on uniform
+        assignment problems of n = 500 and 1000 it took a tenth of the iterations of a constant step.
+        """
+        return PDHG(**{"acceleration": Lean(), "every": 40, **settings})
+
+    @property
+    def remakes(self) -> bool:
+        """Whether `whole` makes the last judged pair from the state, so that a loop need not keep it."""
+        return isinstance(self.acceleration, Lean)
+
     def view(self, problem: Any) -> Any:
         """The problem as this method sees it."""
-        return saddle(problem, self.scaling)
+        return in_metric(saddle(problem, self.scaling), self.metric)
+
+    def admit(self, problem: Any) -> None:
+        """Refuse an unbalanced transport before tracing."""
+        require_balanced(problem)
 
     def parts(self, view: Any, steps: Steps) -> Parts:
         """The row of the table: the functions that make the saddle step PDHG."""
 
         def primal(x: Image, y: Any) -> Image:
-            point = view.prox(x.point - steps.primal * view.gradient(x.point, y), steps.primal)
+            if hasattr(view, "stride"):  # the two in one pass over data that are too large for two
+                point = view.stride(x.point, y, steps.primal)
+            else:
+                point = view.prox(x.point - steps.primal * view.gradient(x.point, y), steps.primal)
             return Image(point, view.violation(point))
 
         return row(primal, lambda seen: seen.violation, view.move, theta=1.0)
@@ -164,6 +188,11 @@ class PDHG:
         candidate, _ = self._candidate(view, state, visit)
         return Pair(candidate.x.point, candidate.y)
 
+    def whole(self, view: Any, state: State) -> Pair:
+        """The pair that belongs to a state, where the acceleration is `Lean`."""
+        point = state.track.point
+        return Pair(point.x.point, point.y)
+
     def _candidate(self, view: Any, state: State, visit: Visit) -> tuple[Pair, Any]:
         """The point a restart would go to, and its fixed-point error."""
         omega, eta = state.weight.omega, state.size.eta
@@ -181,7 +210,7 @@ class PDHG:
         Both converge to the infimal displacement of T, which holds a ray when there is one (arXiv 2102.04592).
         """
         far = (state.epoch.total // self.every) % 2 == 0
-        before = optax.tree.where(far, state.track.anchor, visit.before)
+        before = visit.before if self.remakes else optax.tree.where(far, state.track.anchor, visit.before)
         drift = optax.tree.sub(visit.after, before)
         return Pair(drift.x.point, drift.y)
 
@@ -193,7 +222,8 @@ class PDHG:
         """
         candidate, error = self._candidate(view, state, visit)
         restart = self.restart.decide(state.epoch, error) & state.size.accepted
-        anchor = state.track.anchor
+        # Without an anchor the last step stands for the epoch.
+        candidate, anchor = (visit.after, visit.before) if self.remakes else (candidate, state.track.anchor)
         dx, dy = _distance(candidate.x.point, anchor.x.point), _distance(candidate.y, anchor.y)
         moved = self.weight.update(state.weight, dx, dy, movement(visit).ratio(state.weight.omega))
         weight = optax.tree.where(restart, moved, state.weight)

@@ -32,6 +32,10 @@ class Regulariser(abc.ABC):
         """The primal iterate of a start `(x, y)`: from y alone, unless a regulariser can use x."""
         return self.inside(problem, y)
 
+    def potentials(self, problem: Any, y: Any) -> Any:
+        """The potentials that users get to see."""
+        return y
+
     @abc.abstractmethod
     def plan(self, problem: Any, pair: Pair) -> Any:
         """The plan of a pair as an operator with `matvec`, `rmatvec` and `todense`."""

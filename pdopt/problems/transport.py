@@ -129,7 +129,7 @@ class Transport:
 
     def shown(self, pair: Pair) -> Pair:
         """A solver's pair as users see it: x is the plan, an operator."""
-        return Pair(self.rule.plan(self, pair), pair.y)
+        return Pair(self.rule.plan(self, pair), self.rule.potentials(self, pair.y))
 
     def certificate(self, proof: Any, ray: Pair) -> Any:
         """What the regulariser offers as proof: the L1 errors of both marginals apart, and more."""

@@ -180,6 +180,19 @@ def saddle(problem: Any, scaling: Scaling) -> Any:
     raise UnsupportedProblem(f"{type(problem).__name__} has no saddle view")
 
 
+def in_metric(view: Any, metric: str | None) -> Any:
+    """A saddle view with another metric of the dual step; None and "scalar" leave a view that has one metric as it is.
+
+    Raises:
+        UnsupportedProblem: the view has the scalar metric only. InvalidOption: an unknown metric.
+    """
+    if metric is None or (metric == "scalar" and not hasattr(view, "in_metric")):
+        return view
+    if not hasattr(view, "in_metric"):
+        raise UnsupportedProblem(f"{type(view).__name__} has no metric {metric!r}: its view has the scalar one only")
+    return view.in_metric(metric)
+
+
 @singledispatch
 def mirrored(problem: Any, move: Move) -> Any:
     """The saddle view of a problem with both sides moved by the geometry of `move`, on the problem's own sets.

@@ -1,6 +1,6 @@
 """What is wrapped around a step map `T`: each takes the point, calls T once, and says where to go next.
 
-    Plain        z' = T z
+    Plain        z' = T z                                                          (Lean: the same, with no anchor stored)
     Relaxed      z' = z + omega (T z - z)                                          (Krasnoselskii, Mann)
     Averaged     z' = T z, and the weighted mean of all T z is kept beside it      (ergodic PDHG)
     Halpern      z' = w ((1 + rho) T z - rho z) + (1 - w) z0,  w = (k+1)/(k+2)     (Lu, Yang 2024, arXiv 2407.16144)
@@ -61,6 +61,22 @@ class Plain:
     def best(self, track: Track, visit: Visit) -> Pair:
         """The pair to return now."""
         return visit.after
+
+
+@record
+class Lean(Plain):
+    """`z' = T z` without an anchor, for points too large to be kept twice: all that is stored is z.
+
+    A rule that wants to know how far an epoch went is shown its last step instead.
+    """
+
+    def init(self, pair: Pair) -> Track:
+        """Start (or restart) at a pair."""
+        return Track(pair, (), (), _scalar(pair))
+
+    def best(self, track: Track, visit: Visit) -> Pair:
+        """The point itself: it is `T z` wherever the step was taken, and the state alone makes it again."""
+        return track.point
 
 
 @record

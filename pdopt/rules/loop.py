@@ -79,7 +79,8 @@ def begin(judge: Any, view: Any, method: Any, start: Pair, tolerance: Any, histo
         status = jnp.where(judge.valid(), status, _code(Status.INVALID_PROBLEM))
     dtype = jnp.result_type(optimality.objective)
     table = History(jnp.zeros((history, len(HISTORY)), dtype), jnp.int32(0), jnp.int32(1), jnp.int32(0))
-    return Carry(state, pair, optimality, status, jnp.int32(0), optax.tree.zeros_like(pair), table)
+    kept = _kept(view, method, pair)
+    return Carry(state, kept, optimality, status, jnp.int32(0), optax.tree.zeros_like(kept), table)
 
 
 def advance_until(judge: Any, view: Any, method: Any, carry: Carry, until: Any, tolerance: Any, limit: Any) -> Carry:
@@ -96,8 +97,10 @@ def advance_until(judge: Any, view: Any, method: Any, carry: Carry, until: Any, 
         found = judge.optimality(pair)
         iterations = carry.iterations + steps
         status, ray = _verdict(judge, view, method, state, visit, pair, found, iterations, tolerance, limit, carry.ray)
-        better = found.residuals.error <= carry.optimality.residuals.error
-        best, optimality = optax.tree.where(better, (pair, found), (carry.pair, carry.optimality))
+        best, optimality = _kept(view, method, pair), found
+        if best is pair:
+            better = found.residuals.error <= carry.optimality.residuals.error
+            best, optimality = optax.tree.where(better, (pair, found), (carry.pair, carry.optimality))
         state = optax.tree.where(status == Status.RUNNING, method.check(view, state, visit), state)
         return Carry(state, best, optimality, status, iterations, ray, _remember(carry.history, found, iterations))
 
@@ -109,6 +112,26 @@ def _steps(view: Any, method: Any, state: Any, steps: Any) -> tuple[Any, Visit]:
         return method.block(view, state, steps)
     state = lax.fori_loop(0, steps - 1, lambda _, s: method.step(view, s)[0], state)
     return method.step(view, state)
+
+
+def completed(view: Any, method: Any, carry: Carry) -> Carry:
+    """The carry with its pair whole: where only a part was kept, the last judged pair is made again from the state."""
+    if not _keeps_part(view, method):
+        return carry
+    return carry._replace(pair=view.back(method.whole(view, carry.state)))
+
+
+def _kept(view: Any, method: Any, pair: Pair) -> Pair:
+    """What the carry keeps of a judged pair: the pair itself, of which the best is kept.
+
+    A view whose pairs are too large to be kept twice (`keep`), with a method that can make the last judged pair from its
+    state (`remakes`, `whole`), keeps a part of the latest one: an OPTIMAL run ends there, and so does any other.
+    """
+    return view.keep(pair) if _keeps_part(view, method) else pair
+
+
+def _keeps_part(view: Any, method: Any) -> bool:
+    return hasattr(view, "keep") and getattr(method, "remakes", False)
 
 
 def _verdict(

@@ -173,6 +173,8 @@ METHODS = {
     "PDHG averaged": Entry(pdopt.PDHG.averaged(), FIRST_ORDER),
     "PDHG relaxed": Entry(pdopt.PDHG(acceleration="relaxed"), FIRST_ORDER),
     "PDHG plain": Entry(pdopt.PDHG(acceleration="plain"), FIRST_ORDER),
+    "PDHG lean": Entry(pdopt.PDHG.lean(), FIRST_ORDER),
+    "AverageSpectrum": Entry(pdopt.AverageSpectrum(), FIRST_ORDER),
     "DualAscent": Entry(pdopt.DualAscent(), STRICT),
     "DualAscent relaxed": Entry(pdopt.DualAscent(acceleration=Relaxed(1.5)), STRICT),
     "DualAscent averaged": Entry(pdopt.DualAscent(acceleration=Averaged()), STRICT),
