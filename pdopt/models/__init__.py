@@ -1,0 +1,1 @@
+"""Language models: one decoder for many families, their weights in and out, and sampling from them."""
