@@ -54,38 +54,53 @@ def load(
     """
     folder = Path(folder)
     config = read_config(folder)
-    params: dict[str, Any] = {}
     with _opened(folder) as tensors:
-        table = rules(config)
-        _match(folder, config, table, tensors)
-        for path, rule in table.items():
-            shape = config.shapes[path]
-            place = None if sharding is None else sharding(path, shape)
-            read = _reader(folder, rule, tensors, shape, path.startswith("layers/"), np.dtype(dtype))
-            if place is None:
-                value = jnp.asarray(read(tuple(slice(None) for _ in shape)))
-            else:
-                value = jax.make_array_from_callback(shape, place, read)
-            put(params, path, value)
-    return Decoder(params, config, execution)
+        _match(folder, config, rules(config), tensors)
+
+        def tensor(name: str) -> np.ndarray:
+            try:
+                return tensors[name].get_tensor(name)
+            except SafetensorError as error:
+                raise InvalidFile(folder, f"tensor {name} cannot be read: {error}") from error
+
+        return Decoder(assemble(config, tensor, dtype, sharding), config, execution)
+
+
+def assemble(
+    config: DecoderConfig, tensor: Callable[[str], np.ndarray], dtype: Any,
+    sharding: Callable[[str, tuple[int, ...]], Any] | None,
+) -> dict[str, Any]:  # fmt: skip
+    """The parameters, from `tensor(name)` in Hugging Face's names and layout; each placed as soon as it is read.
+
+    Args:
+        config: what the parameters are.
+        tensor: reads one tensor; called once for each device that needs a part of it.
+        dtype: of the parameters.
+        sharding: path, shape -> sharding, or None.
+    """
+    params: dict[str, Any] = {}
+    for path, rule in rules(config).items():
+        shape = config.shapes[path]
+        read = _reader(rule, tensor, shape, path.startswith("layers/"), np.dtype(dtype))
+        if sharding is None:
+            value = jnp.asarray(read(tuple(slice(None) for _ in shape)))
+        else:
+            value = jax.make_array_from_callback(shape, sharding(path, shape), read)
+        put(params, path, value)
+    return params
 
 
 def _reader(
-    folder: Path, rule: Rule, tensors: dict[str, Any], shape: tuple[int, ...], stacked: bool, dtype: np.dtype
+    rule: Rule, tensor: Callable[[str], np.ndarray], shape: tuple[int, ...], stacked: bool, dtype: np.dtype
 ) -> Callable[[Any], np.ndarray]:
     """`index -> array`: the wanted part of a parameter, layer by layer."""
 
-    def one(name: str) -> np.ndarray:
-        try:
-            return rule.inward(tensors[name].get_tensor(name))
-        except Exception as error:  # the reader raises its own types for a damaged file
-            raise InvalidFile(folder, f"tensor {name} cannot be read: {error}") from error
-
     def read(index: Any) -> np.ndarray:
         if not stacked:
-            return np.asarray(one(rule.name)[index], dtype)
+            return np.asarray(rule.inward(tensor(rule.name))[index], dtype)
         layers = range(*index[0].indices(shape[0]))
-        return np.stack([np.asarray(one(rule.name.format(i=i))[tuple(index[1:])], dtype) for i in layers])
+        parts = (rule.inward(tensor(rule.name.format(i=i)))[tuple(index[1:])] for i in layers)
+        return np.stack([np.asarray(part, dtype) for part in parts])
 
     return read
 
