@@ -77,7 +77,7 @@ class DecoderConfig:
 
     Example:
         >>> DecoderConfig(vocabulary=512, width=64, depth=2, heads=4, kv_heads=2, head_dim=16, hidden=128).parameters
-        90432
+        106816
     """
 
     vocabulary: int
