@@ -130,7 +130,7 @@ def _files(folder: Path) -> list[Path]:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InvalidFile(index, "not an index: expected JSON with weight_map, tensor -> file") from error
         if any(Path(name).name != name for name in names):
             raise InvalidFile(index, "names a file outside its folder")
