@@ -1,1 +1,1 @@
-"""Parts of models that need the saddle step: mixtures of experts with balanced routers."""
+"""Language models: one decoder for many families, its weights in and out, and mixtures of experts that stay balanced."""

@@ -46,7 +46,7 @@ class Unregularised(Regulariser):
         """The product plan, which is feasible."""
         return product_plan(problem)
 
-    def resumed(self, problem: Any, x: Any, y: Any) -> Any:
+    def adopt(self, problem: Any, x: Any, y: Any) -> Any:
         """A plan to begin from: a matrix, a plan of an earlier solution, or None for the product plan."""
         if x is None:
             return self.inside(problem, y)

@@ -1,0 +1,274 @@
+"""The decoder as pure functions of a configuration and a tree of parameters.
+
+    h = embed[tokens];   for each layer:  h += o(attention(norm h));  h += down(silu(gate n) * up n), n = norm h
+    logits = norm(h) @ head;             norm x = x / sqrt(mean x^2 + eps) * w, in float32
+
+Parameters are a nested dictionary (`config.shapes` names them); layers are stacked on a leading axis. They run in a
+`lax.scan` (one compiled block, compile time free of depth) or unrolled (faster on a CPU, and for decoding).
+`Decoder` pairs the two for users: a pytree to call, differentiate and shard.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from pdopt.errors import InvalidOption, require_shape
+from pdopt.models.attention import attend, causal_mask, default_kernel, rotate, rotations
+from pdopt.models.config import DecoderConfig
+from pdopt.types import record
+
+REMATS = ("none", "full", "dots")
+
+
+class Execution(NamedTuple):
+    """How the same numbers are computed; nothing here changes the model.
+
+    Attributes:
+        compute: dtype of products and activations; parameters are cast to it. None: the parameters' own.
+        kernel: attention kernel; None chooses by backend.
+        unroll: run the layers in a Python loop instead of a scan.
+        remat: what the backward pass recomputes: "none", "full" (all but block inputs), "dots" (all but products).
+    """
+
+    compute: Any = None
+    kernel: str | None = None
+    unroll: bool = False
+    remat: str = "none"
+
+
+DEFAULT = Execution()
+
+
+class Cache(NamedTuple):
+    """Keys and values already computed: one `(b, length, kv_heads, head_dim)` array for each layer, and what is valid.
+
+    One array a layer, not one for all: a token's write is then in place, without copying the other layers.
+    """
+
+    keys: tuple[Any, ...]
+    values: tuple[Any, ...]
+    valid: Any
+
+
+@record(static=("config", "execution"))
+class Decoder:
+    """A language model: `decoder(tokens, positions, valid) -> logits (b, t, vocabulary)`, float32.
+
+    Attributes:
+        params: nested dictionary of arrays, as `config.shapes` has them.
+        config: `DecoderConfig`.
+        execution: how it runs.
+
+    Example:
+        >>> config = DecoderConfig(vocabulary=32, width=8, depth=1, heads=2, kv_heads=1, head_dim=4, hidden=16)
+        >>> model = Decoder(initialise(config, jax.random.key(0)), config)
+        >>> model(jnp.array([[1, 2, 3]])).shape
+        (1, 3, 32)
+    """
+
+    params: Any
+    config: DecoderConfig
+    execution: Execution = DEFAULT
+
+    def __call__(self, tokens: Any, positions: Any = None, valid: Any = None) -> Any:
+        """Logits of every position; `valid (b, t)` marks real tokens, `positions` defaults to counting them."""
+        return self.logits(self.hidden(tokens, positions, valid))
+
+    def hidden(self, tokens: Any, positions: Any = None, valid: Any = None) -> Any:
+        """The last hidden states `(b, t, width)`, normalised."""
+        positions, valid = _placed(tokens, positions, valid)
+        mask = causal_mask(positions, valid)
+        return run_layers(self.config, self.execution, self.params, tokens, positions, mask)
+
+    def logits(self, hidden: Any) -> Any:
+        """`hidden @ head` in float32."""
+        return jnp.matmul(
+            hidden, head(self.config, self.params).astype(hidden.dtype), preferred_element_type=jnp.float32
+        )
+
+
+def head(config: DecoderConfig, params: Any) -> Any:
+    """The matrix `(width, vocabulary)` that makes logits."""
+    return params["embed"].T if config.tied else params["head"]
+
+
+def initialise(config: DecoderConfig, key: Any, dtype: Any = jnp.float32) -> Any:
+    """Random parameters: normal with deviation 0.02, projections into the residual divided by `sqrt(2 depth)` (GPT-2).
+
+    Example:
+        >>> config = DecoderConfig(vocabulary=32, width=8, depth=1, heads=2, kv_heads=1, head_dim=4, hidden=16)
+        >>> initialise(config, jax.random.key(0))["layers"]["mlp"]["down"].shape
+        (1, 16, 8)
+    """
+    params: dict[str, Any] = {}
+    for number, (path, shape) in enumerate(config.shapes.items()):
+        name = path.rsplit("/", 1)[-1]
+        if name.endswith("norm"):
+            value = jnp.ones(shape, dtype)
+        elif name.endswith("bias"):
+            value = jnp.zeros(shape, dtype)
+        else:
+            scale = 0.02 / (2 * config.depth) ** 0.5 if name in ("o", "down") else 0.02
+            value = scale * jax.random.normal(jax.random.fold_in(key, number), shape, dtype)
+        put(params, path, value)
+    return params
+
+
+def put(params: dict[str, Any], path: str, value: Any) -> None:
+    """Set `params[a][b][c]` for the path `a/b/c`, making the dictionaries on the way."""
+    *folders, name = path.split("/")
+    for folder in folders:
+        params = params.setdefault(folder, {})
+    params[name] = value
+
+
+def _placed(tokens: Any, positions: Any, valid: Any) -> tuple[Any, Any]:
+    valid = jnp.ones(tokens.shape, bool) if valid is None else valid.astype(bool)
+    require_shape("valid", valid.shape, tokens.shape, "tokens has that shape")
+    if positions is None:
+        positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
+    require_shape("positions", positions.shape, tokens.shape, "tokens has that shape")
+    return positions, valid
+
+
+def run_layers(config: DecoderConfig, execution: Execution, params: Any, tokens: Any, positions: Any, mask: Any) -> Any:
+    """Normalised hidden states of a block of tokens that see each other through `mask (b, t, t)`."""
+    h, turned, kernel = _enter(config, execution, params, tokens, positions)
+
+    def block(h: Any, layer: Any) -> tuple[Any, None]:
+        q, k, v = _project(config, layer, h, turned)
+        return _leave(config, layer, h, attend(q, k, v, mask, kernel)), None
+
+    block = _checkpointed(block, execution.remat)
+    if execution.unroll:
+        for number in range(config.depth):
+            h, _ = block(h, slice_layer(params["layers"], number))
+    else:
+        h, _ = lax.scan(block, h, params["layers"])
+    return norm(h, params["norm"], config.norm_epsilon)
+
+
+def extend(
+    model: Decoder, layers: tuple[Any, ...], tokens: Any, positions: Any, mask: Any, cache: Cache, at: Any
+) -> tuple[Any, Cache]:
+    """Hidden states of new tokens that see the cache, and the cache with theirs written at column `at`.
+
+    Args:
+        model: the decoder.
+        layers: its `packed_layers`, made once by the caller so that decoding does not slice at every token.
+        tokens, positions: `(b, t)` new tokens.
+        mask: `(b, t, length)` what each may see of the cache, themselves included.
+        cache: what was seen before.
+        at: the column of the first new token, the same in every row.
+    """
+    config = model.config
+    h, turned, kernel = _enter(config, model.execution, model.params, tokens, positions)
+    keys, values = [], []
+    write = lambda old, new: lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), at, 1)
+    for number, layer in enumerate(layers):
+        q, k, v = _project(config, layer, h, turned)
+        keys.append(write(cache.keys[number], k))
+        values.append(write(cache.values[number], v))
+        seen = attend(q, keys[-1].astype(q.dtype), values[-1].astype(q.dtype), mask, kernel)
+        h = _leave(config, layer, h, seen)
+    return norm(h, model.params["norm"], config.norm_epsilon), Cache(tuple(keys), tuple(values), cache.valid)
+
+
+def packed_layers(config: DecoderConfig, params: Any) -> tuple[Any, ...]:
+    """The layers apart, with q, k, v side by side in `qkv` and gate, up in `gate_up`: fewer, wider products.
+
+    The same numbers; worth it where many small steps read the same weights.
+    """
+    layers = []
+    for number in range(config.depth):
+        layer = slice_layer(params["layers"], number)
+        part, mlp = layer["attention"], layer["mlp"]
+        flat = [part[name].reshape(config.width, -1) for name in ("q", "k", "v")]
+        attention = {**part, "qkv": jnp.concatenate(flat, axis=1)}
+        gated = {**mlp, "gate_up": jnp.concatenate([mlp["gate"], mlp["up"]], axis=1)}
+        for name in ("q", "k", "v"):
+            del attention[name]
+        for name in ("gate", "up"):
+            del gated[name]
+        layers.append({**layer, "attention": attention, "mlp": gated})
+    return tuple(layers)
+
+
+def empty_cache(config: DecoderConfig, batch: int, length: int, dtype: Any) -> Cache:
+    """A cache without a token."""
+    shape = (batch, length, config.kv_heads, config.head_dim)
+    arrays = lambda: tuple(jnp.zeros(shape, dtype) for _ in range(config.depth))
+    return Cache(arrays(), arrays(), jnp.zeros((batch, length), bool))
+
+
+def slice_layer(layers: Any, number: int) -> Any:
+    """The parameters of one layer out of the stack."""
+    return jax.tree.map(lambda leaf: leaf[number], layers)
+
+
+def norm(x: Any, weight: Any, epsilon: float) -> Any:
+    """RMSNorm (Zhang, Sennrich 2019) over the last axis, in float32, in the dtype of x.
+
+    Example:
+        >>> print(norm(jnp.array([3.0, 3.0]), jnp.ones(2), 0.0).round(3))
+        [1. 1.]
+    """
+    wide = x.astype(jnp.float32)
+    scale = lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)
+    return (wide * scale * weight.astype(jnp.float32)).astype(x.dtype)
+
+
+def _enter(config: DecoderConfig, execution: Execution, params: Any, tokens: Any, positions: Any) -> Any:
+    dtype = params["embed"].dtype if execution.compute is None else jnp.dtype(execution.compute)
+    kernel = default_kernel(dtype) if execution.kernel is None else execution.kernel
+    return params["embed"][tokens].astype(dtype), rotations(config.rope, config.head_dim, positions), kernel
+
+
+def _project(config: DecoderConfig, layer: Any, h: Any, turned: Any) -> tuple[Any, Any, Any]:
+    """Queries, keys and values of one layer, turned by their positions."""
+    part = layer["attention"]
+    n = norm(h, layer["attention_norm"], config.norm_epsilon)
+    heads = {"q": config.heads, "k": config.kv_heads, "v": config.kv_heads}
+    if "qkv" in part:
+        ends = (config.heads * config.head_dim, (config.heads + config.kv_heads) * config.head_dim)
+        flat = jnp.split(n @ part["qkv"].astype(n.dtype), ends, axis=-1)
+        raw = [value.reshape(*value.shape[:2], -1, config.head_dim) for value in flat]
+    else:
+        raw = [jnp.einsum("btw,whe->bthe", n, part[name].astype(n.dtype)) for name in heads]
+    made = []
+    for name, value in zip(heads, raw):
+        if config.qkv_bias:
+            value = value + part[f"{name}_bias"].astype(n.dtype)
+        if config.qk_norm and name != "v":
+            value = norm(value, part[f"{name}_norm"], config.norm_epsilon)
+        made.append(value if name == "v" else rotate(value, turned))
+    return made[0], made[1], made[2]
+
+
+def _leave(config: DecoderConfig, layer: Any, h: Any, seen: Any) -> Any:
+    """What attention saw goes into the residual; then the gated MLP."""
+    part, mlp = layer["attention"], layer["mlp"]
+    out = jnp.einsum("bthe,hew->btw", seen, part["o"].astype(h.dtype))
+    h = h + (out + part["o_bias"].astype(h.dtype) if config.output_bias else out)
+    n = norm(h, layer["mlp_norm"], config.norm_epsilon)
+    if "gate_up" in mlp:
+        gate, up = jnp.split(n @ mlp["gate_up"].astype(n.dtype), 2, axis=-1)
+    else:
+        gate, up = n @ mlp["gate"].astype(n.dtype), n @ mlp["up"].astype(n.dtype)
+    if config.mlp_bias:
+        gate, up = gate + mlp["gate_bias"].astype(n.dtype), up + mlp["up_bias"].astype(n.dtype)
+    out = (jax.nn.silu(gate) * up) @ mlp["down"].astype(n.dtype)
+    return h + (out + mlp["down_bias"].astype(h.dtype) if config.mlp_bias else out)
+
+
+def _checkpointed(block: Any, remat: str) -> Any:
+    if remat == "none":
+        return block
+    if remat == "full":
+        return jax.checkpoint(block, prevent_cse=False)
+    if remat == "dots":
+        kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        return jax.checkpoint(block, prevent_cse=False, policy=kept)
+    raise InvalidOption(f"remat is {remat!r}; expected one of {', '.join(REMATS)}")

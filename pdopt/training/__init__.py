@@ -1,0 +1,1 @@
+"""Constrained training of language models: rollouts, objectives, multipliers, the trainer."""

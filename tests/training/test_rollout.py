@@ -1,0 +1,137 @@
+"""Sampled texts: against `generate` of transformers, against the full forward pass, and the rules of stopping."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from pdopt.errors import InvalidProblem
+from pdopt.models.checkpoints import load
+from pdopt.models.config import DecoderConfig
+from pdopt.models.decoder import Decoder, initialise
+from pdopt.models.log_probs import token_log_probs
+from pdopt.training import rollout
+from pdopt.training.rollout import generate
+from pdopt.training.sampling import Sampling
+
+_spec = importlib.util.spec_from_file_location("families", Path(__file__).parents[1] / "models" / "families.py")
+families = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(families)
+
+CONFIG = DecoderConfig(vocabulary=64, width=32, depth=2, heads=4, kv_heads=2, head_dim=8, hidden=64)
+
+
+def small(seed=0):
+    """A tiny model whose distributions are far from flat."""
+    params = jax.tree.map(lambda leaf: 8 * leaf if leaf.ndim > 1 else leaf, initialise(CONFIG, jax.random.key(seed)))
+    return Decoder(params, CONFIG)
+
+
+def prompts(rows=5, width=9, seed=0):
+    """Left padded prompts of many lengths."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(3, 64, (rows, width))
+    lengths = rng.integers(1, width + 1, rows)
+    valid = np.arange(width)[None] >= width - lengths[:, None]
+    return jnp.asarray(np.where(valid, tokens, 0)), jnp.asarray(valid)
+
+
+@pytest.mark.parametrize("name", ["qwen2 tied", "qwen3", "llama3"])
+def test_greedy_tokens_are_those_of_transformers(name, tmp_path):
+    """64 prompts of many lengths, 64 tokens each: all 4096 equal."""
+    model = families.torch_model(name)
+    model.generation_config.eos_token_id = None
+    model.save_pretrained(tmp_path)
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(2, 21, 64)
+    valid = np.arange(20)[None] >= 20 - lengths[:, None]
+    tokens = np.where(valid, rng.integers(3, 512, (64, 20)), 0)
+    with torch.no_grad():
+        expected = model.generate(
+            torch.from_numpy(tokens), attention_mask=torch.from_numpy(valid.astype(np.int64)), max_new_tokens=64,
+            do_sample=False, eos_token_id=None, pad_token_id=0,
+        ).numpy()[:, 20:]  # fmt: skip
+    found = generate(load(tmp_path), tokens, valid, jax.random.key(0), Sampling(max_new=64, temperature=0.0))
+    np.testing.assert_array_equal(found.tokens, expected)
+    assert not bool(found.finished.any())
+    assert int(found.steps) == 64
+
+
+def test_log_probs_are_those_of_the_training_pass(monkeypatch):
+    """Across the stages of the growing cache, here 4, 8, 16 and 20 columns; logits near 20, each rounded."""
+    monkeypatch.setattr(rollout, "FIRST_STAGE", 4)
+    model = small()
+    tokens, valid = prompts()
+    sampling = Sampling(max_new=20, temperature=0.8)
+    found = generate(model, tokens, valid, jax.random.key(1), sampling)
+    text = jnp.concatenate([tokens, found.tokens], axis=1)
+    seen = jnp.concatenate([valid, found.mask], axis=1)
+    hidden = model.hidden(text, None, seen)[:, tokens.shape[1] - 1 : -1]
+    scores = token_log_probs(hidden, model.params["embed"].T, found.tokens, 0.8)
+    np.testing.assert_allclose(found.log_probs, scores.log_probs, atol=4e-5)
+    np.testing.assert_array_equal(found.log_probs, found.sampler_log_probs)
+
+
+def test_the_same_key_gives_the_same_texts_whatever_the_split_or_padding():
+    model = small()
+    tokens, valid = prompts(6)
+    key, sampling = jax.random.key(4), Sampling(max_new=12)
+    whole = generate(model, tokens, valid, key, sampling)
+    for part in (slice(0, 2), slice(2, 6)):
+        found = generate(model, tokens[part], valid[part], key, sampling, jnp.arange(6)[part])
+        np.testing.assert_array_equal(found.tokens, whole.tokens[part])
+    wider = lambda leaf: jnp.pad(leaf, ((0, 0), (7, 0)))
+    found = generate(model, wider(tokens), wider(valid), key, sampling)
+    np.testing.assert_array_equal(found.tokens, whole.tokens)
+    assert len({tuple(row) for row in np.asarray(whole.tokens).tolist()}) == 6
+
+
+def test_rows_stop_at_eos_and_at_stop_sequences():
+    model = small()
+    tokens, valid = prompts(6)
+    key = jax.random.key(5)
+    free = np.asarray(generate(model, tokens, valid, key, Sampling(max_new=24)).tokens)
+    eos, pair = int(free[0, 3]), tuple(int(t) for t in free[1, 4:6])
+    found = generate(model, tokens, valid, key, Sampling(max_new=24, eos=(eos,), stop=(pair,)), pad=63)
+    for row in range(6):
+        text = free[row].tolist()
+        ends = [i + 1 for i in range(24) if text[i] == eos or tuple(text[i - 1 : i + 1]) == pair]
+        length = min(ends, default=24)
+        assert np.asarray(found.mask[row]).tolist() == [i < length for i in range(24)]
+        assert np.asarray(found.tokens[row, :length]).tolist() == text[:length]
+        assert (np.asarray(found.tokens[row, length:]) == 63).all()
+        assert (np.asarray(found.log_probs[row, length:]) == 0).all()
+        assert bool(found.finished[row]) == bool(ends)
+    assert bool(found.finished[0])
+    assert bool(found.finished[1])
+
+
+def test_a_rollout_ends_when_every_row_has():
+    model = small()
+    tokens, valid = prompts(1)
+    first = int(generate(model, tokens, valid, jax.random.key(0), Sampling(max_new=1, temperature=0.0)).tokens[0, 0])
+    found = generate(model, tokens, valid, jax.random.key(0), Sampling(max_new=64, temperature=0.0, eos=(first,)))
+    assert int(found.steps) == 1
+
+
+def test_temperature_does_not_recompile():
+    model = small()
+    tokens, valid = prompts()
+    run = lambda t: generate(model, tokens, valid, jax.random.key(0), Sampling(max_new=5, temperature=t))
+    run(1.0)
+    before = rollout._generate._cache_size()
+    for temperature in (0.5, 0.9, 1.3):
+        run(temperature)
+    assert rollout._generate._cache_size() == before
+
+
+def test_bad_shapes_are_refused():
+    model = small()
+    with pytest.raises(InvalidProblem, match=r"prompts has shape \(3,\); expected \(rows, tokens\)"):
+        generate(model, jnp.zeros(3), jnp.ones(3), jax.random.key(0), Sampling())
+    with pytest.raises(InvalidProblem, match=r"valid has shape \(1, 2\); expected \(1, 3\)"):
+        generate(model, jnp.zeros((1, 3)), jnp.ones((1, 2)), jax.random.key(0), Sampling())
