@@ -32,6 +32,7 @@ BANDS = {
     ],
 }  # fmt: skip
 TIGHT = 1e-6  # relative distance of the certified values
+ROUNDING = 1e-12  # of sums of a dozen numbers near 1; bound and optimum are often equal
 COUNTEREXAMPLE = np.array([[0.6, 0.6], [0.0, 0.55]])
 
 
@@ -71,7 +72,7 @@ def _ratios(options: Options) -> list[dict[str, Any]]:
         for n, group in ((50, 50), (100, 20)):
             graph = make(n, group, jnp.float64)
             with jax.enable_x64(True):
-                flipped = graph.replace(probabilities=graph.probabilities[::-1])
+                flipped = pdopt.StochasticMatching(graph.probabilities[::-1])
                 last = jnp.arange(n, dtype=jnp.float64)
             policies = {
                 "Balance": pdopt.Balance(), "Ranking": pdopt.Ranking(), "UniformRandom": pdopt.UniformRandom(),
@@ -145,7 +146,7 @@ def _breaks(row: dict[str, Any]) -> int:
         (row["configuration_value"], row["matching_bound"]), (row["optimum"], row["stochastic"] + 1e-9),
         (row["stochastic"], row["configuration"] + 1e-9), (row["configuration"], row["matching"] + 1e-9),
     ]  # fmt: skip
-    return sum(low > high for low, high in pairs)
+    return sum(low > high + ROUNDING for low, high in pairs)
 
 
 # --- bad small graphs, and time ----------------------------------------------------------
@@ -231,7 +232,7 @@ def _chain_claims(rows: list[dict[str, Any]]) -> list[Claim]:
         ),
         Claim(
             "optimum <= stochastic configuration bound on every graph (largest optimum / bound)",
-            max(row["optimum"] / row["stochastic_bound"] for row in rows), 1.0, "<=", f"{len(rows)} graphs, p to 1",
+            max(row["optimum"] / row["stochastic_bound"] for row in rows), 1 + ROUNDING, "<=", f"{len(rows)} graphs, p to 1",
         ),
         Claim(
             "optimum <= (1 + max p) configuration bound on every graph (largest ratio)",
