@@ -22,8 +22,9 @@ from benchmarks.report import Report, Table, number
 
 ABOUT = "online matching with stochastic rewards: policies on two families, linear programs against the exact optimum"
 
-# family -> (policy, lowest, highest): the allocation spec's bands, and for the left-heavy family ours, measured at
-# n = 50, p = 0.02 and n = 100, p = 0.05 with 400 paths of several seeds (standard errors 0.002), with room for 100.
+# family -> (policy, lowest, highest): the allocation spec's bands, and for the left-heavy family ours, around what 2000
+# paths showed at n = 50, p = 0.02 and n = 100, p = 0.05 (standard errors 0.001): Balance .684 and .680, Ranking .635
+# and .635, random .553 and .536, greedy .524 and .518; the room is for the 100 to 200 paths of a quick run.
 BANDS = {
     "triangular": [("Balance", 0.60, 0.66), ("Ranking", 0.60, 0.66), ("Greedy worst order", 0.48, 0.52)],
     "left-heavy": [
@@ -32,6 +33,7 @@ BANDS = {
     ],
 }  # fmt: skip
 TIGHT = 1e-6  # relative distance of the certified values
+ROUNDING = 1e-12  # of sums of a dozen numbers near 1; bound and optimum are often equal
 COUNTEREXAMPLE = np.array([[0.6, 0.6], [0.0, 0.55]])
 
 
@@ -71,7 +73,7 @@ def _ratios(options: Options) -> list[dict[str, Any]]:
         for n, group in ((50, 50), (100, 20)):
             graph = make(n, group, jnp.float64)
             with jax.enable_x64(True):
-                flipped = graph.replace(probabilities=graph.probabilities[::-1])
+                flipped = pdopt.StochasticMatching(graph.probabilities[::-1])
                 last = jnp.arange(n, dtype=jnp.float64)
             policies = {
                 "Balance": pdopt.Balance(), "Ranking": pdopt.Ranking(), "UniformRandom": pdopt.UniformRandom(),
@@ -145,7 +147,7 @@ def _breaks(row: dict[str, Any]) -> int:
         (row["configuration_value"], row["matching_bound"]), (row["optimum"], row["stochastic"] + 1e-9),
         (row["stochastic"], row["configuration"] + 1e-9), (row["configuration"], row["matching"] + 1e-9),
     ]  # fmt: skip
-    return sum(low > high for low, high in pairs)
+    return sum(low > high + ROUNDING for low, high in pairs)
 
 
 # --- bad small graphs, and time ----------------------------------------------------------
@@ -231,7 +233,7 @@ def _chain_claims(rows: list[dict[str, Any]]) -> list[Claim]:
         ),
         Claim(
             "optimum <= stochastic configuration bound on every graph (largest optimum / bound)",
-            max(row["optimum"] / row["stochastic_bound"] for row in rows), 1.0, "<=", f"{len(rows)} graphs, p to 1",
+            max(row["optimum"] / row["stochastic_bound"] for row in rows), 1 + ROUNDING, "<=", f"{len(rows)} graphs",
         ),
         Claim(
             "optimum <= (1 + max p) configuration bound on every graph (largest ratio)",

@@ -43,7 +43,7 @@ def test_the_chain_on_tiny_graphs(seed: int) -> None:
         assert bound.value <= value + 1e-6
         assert bound.bound >= value - 1e-6
         assert bound.bound - bound.value <= 1e-6 * (1 + bound.bound)
-    assert best <= found["stochastic"].bound
+    assert best <= found["stochastic"].bound + 1e-12
     assert found["stochastic"].value <= found["configuration"].bound
     assert found["configuration"].value <= found["matching"].bound
     assert exact.unweighted < best - 1e-3
@@ -64,7 +64,7 @@ def test_what_holds_for_every_p(seed: int) -> None:
     p = rng.random((3, 6)) * (rng.random((3, 6)) < 0.6)
     best = optimum(p, np.ones(3))
     stochastic, configuration, matching = (SOLVERS[name](graph(p)) for name in SOLVERS)
-    assert best <= stochastic.bound
+    assert best <= stochastic.bound + 1e-12
     assert stochastic.value <= matching.bound
     assert configuration.value <= matching.bound
     assert matching.value <= (1 + p.max()) * configuration.bound
