@@ -51,13 +51,12 @@ def test_every_router_selects_within_its_bounds(router):
 
 @pytest.mark.parametrize("router", ROUTERS)
 def test_selection_is_not_differentiated_and_gates_are(router):
-    logits, scores = batch()
+    logits, _ = batch()
 
     def weight(logits, bias):
         scores = jax.nn.sigmoid(logits)
-        routing = choose(router, logits, scores, bias, top=TOP, places=PLACES)
-        return jnp.sum(gates(scores, routing) * jnp.arange(1.0, gates(scores, routing).size + 1).reshape(
-            gates(scores, routing).shape))  # fmt: skip
+        gate = gates(scores, choose(router, logits, scores, bias, top=TOP, places=PLACES))
+        return jnp.sum(gate * jnp.arange(1.0, gate.size + 1).reshape(gate.shape))
 
     by_logits, by_bias = jax.grad(weight, argnums=(0, 1))(logits, jnp.zeros(EXPERTS))
     assert np.isfinite(by_logits).all()
