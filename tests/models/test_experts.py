@@ -110,7 +110,7 @@ def mesh():
 
 @pytest.mark.parametrize("manual", [True, False])
 def test_eight_devices_give_the_bits_of_one(mesh, manual):
-    graph, state = nnx.split(layer())
+    graph, _ = nnx.split(layer())
 
     def tally(state, x, axes=()):
         return nnx.merge(graph, state)(x, axes=axes)[1].tally
