@@ -173,7 +173,8 @@ def claims(records: list[dict[str, Any]]) -> list[Claim]:
     return [
         Claim(
             "MaxVio of the bias router / least of the auxiliary-loss routers",
-            _mean(records, "bias", "max_violation") / balance, 1 / 3, "<=", f"last {WINDOW} steps, means of {count} seeds, the weight of least MaxVio",
+            _mean(records, "bias", "max_violation") / balance, 1 / 3, "<=",
+            f"last {WINDOW} steps, means of {count} seeds, the weight of least MaxVio",
         ),
         Claim(
             "validation loss of the bias router - least of the auxiliary-loss routers (nats a byte)",

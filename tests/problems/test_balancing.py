@@ -55,7 +55,7 @@ SETTINGS = [(256, 8, 1), (256, 8, 2), (300, 7, 3), (512, 16, 6)]
 
 @pytest.mark.parametrize(("tokens", "experts", "top"), SETTINGS)
 def test_fact_1_the_dual_is_between_its_two_linearisations(tokens, experts, top):
-    """`<A - L, p' - p> <= D(p') - D(p) <= <A' - L, p' - p>`, so a proportional step falls if the two violations agree."""
+    """`<A - L, p' - p> <= D(p') - D(p) <= <A' - L, p' - p>`, so D falls where both violations agree."""
     problem = Balancing(sigmoid_scores(0, tokens, experts), top)
     rng, p = np.random.default_rng(1), jnp.zeros(experts)
     rounding = tokens * top * 8 * np.finfo(float).eps
