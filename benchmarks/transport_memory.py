@@ -60,14 +60,18 @@ def pdopt_value(sweeps: int) -> Any:
 
 def ott_value(sweeps: int) -> Any:
     """The same by OTT with a point cloud in online mode: `batch_size` rows at a time."""
+    from jax.interpreters import batching
+
+    if not hasattr(batching, "is_vmappable"):
+        # OTT 0.6 asks JAX for a name that JAX 0.10 made private; arrays are all it is asked about here.
+        batching.is_vmappable = lambda x: False  # pyright: ignore[reportAttributeAccessIssue]
     from ott.geometry import pointcloud
+    from ott.problems.linear import linear_problem
     from ott.solvers.linear import sinkhorn
 
     def value(x: Any, y: Any) -> Any:
         geometry = pointcloud.PointCloud(x, y, epsilon=0.05, batch_size=BATCH)
         found = sinkhorn.Sinkhorn(max_iterations=sweeps, min_iterations=sweeps, inner_iterations=sweeps)
-        from ott.problems.linear import linear_problem
-
         return found(linear_problem.LinearProblem(geometry)).reg_ot_cost
 
     return value
