@@ -122,8 +122,8 @@ def measure(solver: str, n: int, limit: float, sweeps: int = SWEEPS) -> dict[str
 def run_memory(full: bool, say: Any = print) -> tuple[list[dict[str, Any]], list[Claim], list[Table], list[Path]]:
     """Records, claims, tables and pictures (none) of the memory comparison.
 
-    Quick mode runs the claim's size if a trial at half the size says that it fits its seconds, else that half: the claim
-    is then judged against a quarter of the entries but the same 400 MB, which a stored plan would already take.
+    Quick mode runs the claim's size if a trial at half the size says that it fits its seconds, else that half: the
+    claim is then judged on a quarter of the entries against the same 400 MB, which a stored plan would already take.
     """
     limit = FULL_SECONDS if full else QUICK_SECONDS
     records = []
@@ -142,11 +142,12 @@ def run_memory(full: bool, say: Any = print) -> tuple[list[dict[str, Any]], list
 def claims(records: list[dict[str, Any]]) -> list[Claim]:
     """The memory bound, from the largest problem that was run."""
     ours = [r for r in records if r["solver"] == "pdopt" and r["outcome"] == "solved"]
-    promise = f"MB of a squared-Euclidean solve at n = {POINTS}, value and gradient"
+    promise = "MB that value and gradient of a squared-Euclidean problem take, n = m = {}"
     if not ours:
-        return [Claim(promise, None, LIMIT_MB, "<=", "no run finished")]
+        return [Claim(promise.format(POINTS), None, LIMIT_MB, "<=", "no run finished")]
     largest = max(ours, key=lambda r: r["n"])
-    note = "" if largest["n"] == POINTS else f"measured at n = {largest['n']} only; --full takes {POINTS}"
+    promise = promise.format(largest["n"])
+    note = "" if largest["n"] == POINTS else f"--full takes n = {POINTS}"
     growths = {r["n"]: r["growth_mb"] for r in records if r["solver"] == "ott-online" and r["outcome"] == "solved"}
     peers = ", ".join(f"OTT online at n = {n}: {mb:.0f} MB" for n, mb in growths.items())
     return [Claim(promise, largest["growth_mb"], LIMIT_MB, "<=", "; ".join(p for p in (note, peers) if p))]

@@ -110,6 +110,7 @@ __all__ = [
     "Steps",
     "Transport",
     "Visit",
+    "barycenter",
     "pairwise",
     "read_model",
     "read_mps",
