@@ -29,7 +29,6 @@ from pdopt.geometry.checks import concrete
 from pdopt.geometry.moves import Euclidean
 from pdopt.geometry.sets import Reals
 from pdopt.methods.sinkhorn_kernel import MODES, kernel_of
-from pdopt.problems.costs import HIGHEST
 from pdopt.problems.transport_view import EntropicView, entropic
 from pdopt.rules.saddle import NO_MEMORY, advance, respond, row, saddle_step
 from pdopt.types import Pair, Visit, record

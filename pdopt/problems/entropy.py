@@ -18,15 +18,16 @@ import jax.numpy as jnp
 
 from pdopt.errors import require_range
 from pdopt.problems.checks import concrete
+from pdopt.problems.costs import three_sum
 from pdopt.problems.couplings import Marginals, Potentials, marginal_error
 from pdopt.problems.entropic_dual import entropic_dual, extended, log_mass
 from pdopt.problems.entropic_gradients import potentials
 from pdopt.problems.regularisers import Regulariser
 from pdopt.types import Optimality, Pair, Residuals, Status, record
 
-# float32 marginals that are carried along miss a few per cent of an error near the floor of rounding; an iteration that
-# aims a little lower is not found out by the last look.
-MARGIN = 1.02
+# Share of `eps_mach (<|f|, a> + <|g|, b>) / epsilon`, the bound on what rounded potentials add to an error, that
+# marginals carried along may not have seen: they know of their own potential's rounding, not of the other side's.
+UNSEEN = 0.5
 
 
 @record
@@ -70,9 +71,10 @@ class Entropy(Regulariser):
     def optimality(self, problem: Any, pair: Pair) -> Optimality:
         """L1 error of both marginals against their targets, and both objectives.
 
-        Inside a solver x is the marginals, which are taken at their word; for a pair with a plan they are computed
-        afresh from the potentials. The gap of plan and potentials is `<f, T1 - a> + <g, T'1 - b>`; relative to the
-        spread of the potentials it is never larger than the marginal error, which therefore is what a tolerance bounds.
+        Inside a solver x is the marginals, which are taken at their word up to rounding; for a pair with a plan they
+        are computed afresh from the potentials. The gap of plan and potentials is `<f, T1 - a> + <g, T'1 - b>`;
+        relative to the spread of the potentials it is never larger than the marginal error, which therefore is what a
+        tolerance bounds.
         """
         y, a, b = pair.y, problem.a, problem.b
         carried = isinstance(pair.x, Marginals)
@@ -85,8 +87,9 @@ class Entropy(Regulariser):
         gap = _side_gap(y.f, a, marginals.row, lost) + _side_gap(y.g, b, marginals.column, gained)
         spread = jnp.max(jnp.abs(y.f)) + jnp.max(jnp.abs(y.g))
         primal, zero = error.row + error.column, jnp.zeros((), a.dtype)
-        if carried and a.dtype == jnp.float32:
-            primal = MARGIN * primal
+        if carried:
+            sizes = jnp.vdot(jnp.abs(y.f), a) + jnp.vdot(jnp.abs(y.g), b)
+            primal += UNSEEN * jnp.finfo(a.dtype).eps * sizes / self.epsilon
         relative = jnp.abs(gap) / jnp.where(spread > 0, spread * total, 1)
         residuals = Residuals(primal / total, zero, relative, primal, zero, jnp.abs(gap), jnp.maximum(*error))
         return Optimality(residuals, bound + gap, bound, error)
@@ -95,11 +98,15 @@ class Entropy(Regulariser):
         """What the returned potentials truly reach: in float32 less than the iteration believed, where rounding rules.
 
         Potentials are rounded to about `eps |f|`, which an exponential magnifies to `eps max|f| / epsilon`. Where that
-        hides the tolerance, OPTIMAL becomes PRECISION_LIMIT.
+        hides the tolerance, OPTIMAL becomes PRECISION_LIMIT; what is within it after all is OPTIMAL.
         """
         found = self.optimality(problem, Pair((), pair.y))
-        hidden = (status == Status.OPTIMAL) & ~(found.residuals.error <= tolerance)
-        return found, jnp.where(hidden, jnp.int32(int(Status.PRECISION_LIMIT)), status)
+        met = found.residuals.error <= tolerance
+        optimal, hidden, limit = (
+            jnp.int32(int(s)) for s in (Status.OPTIMAL, Status.PRECISION_LIMIT, Status.ITERATION_LIMIT)
+        )
+        status = jnp.where((status == optimal) & ~met, hidden, status)
+        return found, jnp.where(((status == hidden) | (status == limit)) & met, optimal, status)
 
     def lagrangian(self, problem: Any, pair: Pair) -> Any:
         """The dual function at the potentials, whose derivative is that of the value; see `entropic_dual.py`."""
@@ -133,8 +140,9 @@ class EntropicPlan:
 
     def matvec(self, v: Any) -> Any:
         """`T v`, block by block."""
-        entries = lambda block, f, a: a * (jnp.exp((f[:, None] + self.g - block) / self.epsilon) @ (self.b * v))
-        return self.cost.rows(entries, self.f, self.a)
+        log_b = log_mass(self.b)
+        entries = lambda block, f, log_a: _entries(f, self.g, block, log_a, log_b, self.epsilon) @ v
+        return self.cost.rows(entries, self.f, log_mass(self.a))
 
     def rmatvec(self, u: Any) -> Any:
         """`T'u`."""
@@ -142,8 +150,13 @@ class EntropicPlan:
 
     def todense(self) -> Any:
         """The plan, `(n, m)`."""
-        exponent = (self.f[:, None] + self.g - self.cost.todense()) / self.epsilon
-        return self.a[:, None] * self.b * jnp.exp(exponent)
+        logs = log_mass(self.a), log_mass(self.b)
+        return _entries(self.f, self.g, self.cost.todense(), *logs, self.epsilon)
+
+
+def _entries(f: Any, g: Any, C: Any, log_a: Any, log_b: Any, epsilon: Any) -> Any:
+    """Entries of a plan; exactly 0 in empty bins, whatever their potentials."""
+    return jnp.exp(three_sum(f[:, None], g, -C) / epsilon + log_b + log_a[:, None])
 
 
 def entropic_marginals(problem: Any, y: Potentials) -> Marginals:
@@ -158,7 +171,8 @@ def entropic_marginals(problem: Any, y: Potentials) -> Marginals:
     cost, epsilon, a, b = problem.cost, problem.regulariser.epsilon, problem.a, problem.b
     row = cost.log_rows(y.f, y.g, log_mass(b), epsilon)
     column = cost.transpose().log_rows(y.g, y.f, log_mass(a), epsilon)
-    return Marginals(a * jnp.exp(row), b * jnp.exp(column))
+    # An empty bin's potential is 0, not what would be feasible: its exponential may overflow, its mass is still 0.
+    return Marginals(jnp.exp(log_mass(a) + row), jnp.exp(log_mass(b) + column))
 
 
 def entropic_targets(problem: Any, y: Potentials) -> Marginals:
