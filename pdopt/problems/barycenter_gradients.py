@@ -16,6 +16,8 @@ from jax import lax
 # GMRES: the relative residual asked for is eps_mach^(3/4); a derivative that misses eps_mach^(3/8) is NaN rather than
 # wrong. That happens to debiased barycenters at a large epsilon, whose blur hides nearly everything of h.
 KRYLOV, RESTARTS = 30, 40
+# A bin whose debiasing is off by more than this, in logarithms, is on its way to 0.
+VANISHING = 1e-2
 
 
 class BarycenterPotentials(NamedTuple):
@@ -73,12 +75,16 @@ def _columns(problem: Any, f: Any, h: Any) -> Any:
 
 
 def _scale(problem: Any, point: Any) -> tuple[Any, Any]:
-    """How h is measured, `dh = size u`: where b is small h hardly matters, and where it is below rounding h is held."""
+    """How h is measured, `dh = size u`: where b is small h hardly matters. Bins on their way to 0 are held.
+
+    A debiased barycenter may have bins of mass 0: there h falls for ever and its equation is never met.
+    """
     f, h = point
     if not problem.debiased:
         return jnp.ones_like(h), jnp.ones(h.shape, bool)
-    b = jnp.exp(problem.log_histogram(problem.column_potentials(f), h))
-    seen = b > jnp.finfo(b.dtype).eps * jnp.max(b)
+    log_b = problem.log_histogram(problem.column_potentials(f), h)
+    b = jnp.exp(log_b)
+    seen = (b > jnp.finfo(b.dtype).eps * jnp.max(b)) & (jnp.abs(log_b - problem.log_self(h)) <= VANISHING)
     return jnp.where(seen, jnp.max(b) / jnp.where(seen, b, 1), 0), seen
 
 
