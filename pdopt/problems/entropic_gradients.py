@@ -6,8 +6,8 @@
 D is the dual function of `entropic_dual.py`, P the plan. One side is eliminated: with `S = diag(c) - P' diag(1/r) P`,
 `S dg = h_g - P'(h_f / r)`, and `df = (h_f - P dg) / r`, by conjugate gradients on `c^-1/2 S c^-1/2`, whose spectrum
 lies in [0, 1]. Balanced, S is singular along the constants: potentials are unique up to `(f + t, g - t)`, and the
-derivative returned is the least one, orthogonal to that shift on the bins with mass. A change of the data that makes the totals
-of a and b differ has no potentials; what is returned then is the least-squares derivative.
+derivative returned is the least one, orthogonal to that shift on the bins with mass. A change of the data that
+makes the totals of a and b differ has no potentials; what is returned then is the least-squares derivative.
 
 The rule is a `custom_jvp` whose tangent is a `lax.custom_linear_solve`: forward, backward, batched, and of any order.
 Derivatives are those at the potentials returned: they are as accurate as the solve. A float64 problem's belong inside
