@@ -40,8 +40,9 @@ def potentials(y: Potentials, problem: Any) -> Potentials:
         >>> def f_at(c):
         ...     problem = pdopt.Transport(c * jnp.array([[1.0], [3.0]]), regulariser=pdopt.Entropy(1.0))
         ...     return potentials(Potentials(jnp.array([1.0, 3.0]), jnp.zeros(1)), problem).f
-        >>> print(jax.jacfwd(f_at)(1.0).round(2))  # f = (1, 3) c up to a shift of f against g
-        [-0.33  1.67]
+        >>> slope = jax.jacfwd(f_at)(1.0)  # f = (1, 3) c up to a shift of f against g
+        >>> print(round(float(slope[1] - slope[0]), 3))
+        2.0
     """
     return Potentials(*y)
 
