@@ -24,10 +24,10 @@ def run(options: Options, say: Any = print) -> Report:
     parts = [section(options, say) for section in (*SECTIONS, *_further())]
     records, claims, tables, pictures = ([item for part in parts for item in part[k]] for k in range(4))
     notes = [
-        "Every answer is judged by the L1 error of both marginals, in float64, from the potentials or the plan returned; "
+        "Every answer is judged by the L1 error of both marginals, in float64, from the potentials or plan returned; "
         "a peer's threshold is tightened until that is within the target.",
-        "CPU seconds of warm runs; compilation apart. A peer's run that reached its limit of sweeps is 'cut' and counts "
-        "as at least the time it took; nothing is extrapolated.",
+        "CPU seconds of warm runs; compilation apart. A peer's run that reached its limit of sweeps is 'cut' and "
+        "counts as at least the time it took; nothing is extrapolated.",
     ]
     return Report("transport", records, claims, tables, [p for p in pictures if p is not None], machine(), notes)
 

@@ -35,7 +35,7 @@ def section(options: Options, say: Any) -> tuple[list[dict[str, Any]], list[Clai
     for k, (goal, potential) in enumerate(((samples[1], solution.y.g), (samples[0], solution.y.f))):
         pixels = jnp.asarray(images[k].reshape(-1, 3), jnp.float32)
 
-        def sent(block: Any, goal: Any = jnp.asarray(goal), potential: Any = potential) -> Any:
+        def sent(block: Any, goal: Any = goal, potential: Any = potential) -> Any:
             exponent = (potential - block) / epsilon
             weights = jnp.exp(exponent - jnp.max(exponent, axis=1, keepdims=True))
             return weights @ goal / jnp.sum(weights, axis=1, keepdims=True)
@@ -45,8 +45,8 @@ def section(options: Options, say: Any) -> tuple[list[dict[str, Any]], list[Clai
         before, after = (_apart(c, images[1 - k]) for c in (images[k], moved[k]))
         records.append({"section": "colour", "image": ("china", "flower")[k], "before": before, "after": after})
     claims = [
-        Claim(f"colour transfer of {r['image']}: distance of colour statistics after / before", r["after"] / r["before"],
-              0.2, "<=")
+        Claim(f"colour transfer of {r['image']}: colour statistics apart, after / before", r["after"] / r["before"], 0.2,
+              "<=")
         for r in records
     ]  # fmt: skip
     say(f"colour transfer: {int(solution.iterations)} sweeps, {solution.reason}")

@@ -89,7 +89,7 @@ def section(options: Options, say: Any) -> tuple[list[dict[str, Any]], list[Clai
             if not options.full and (share < 0.02 or time.monotonic() - began > options.budget / 3):
                 continue
             # At these thresholds float32 potentials of the smallest epsilon never arrive; a cut is shown as one.
-            again = lambda solve=solve: jax.block_until_ready(solve(A, B, epsilon, 0.9 * TARGET))
+            again = lambda solve=solve, epsilon=epsilon: jax.block_until_ready(solve(A, B, epsilon, 0.9 * TARGET))
             cpu, first, (f, g, sweeps, good) = timed(again, repeats=2)
             error = worst_error(A[:50], B[:50], f, g, C, epsilon, weighted=False)
             outcome = "solved" if error <= 2 * TARGET else "cut" if int(np.max(sweeps)) >= limit else "failed"
@@ -150,7 +150,7 @@ def _table(records: list[dict[str, Any]]) -> Table:
 
 
 def neighbours(options: Options, say: Any) -> tuple[list[dict[str, Any]], list[Claim], list[Table], list[Any]]:
-    """Nearest neighbour by Wasserstein and by Euclidean distance, on few examples, and a picture of what they choose."""
+    """Nearest neighbour by Wasserstein and by Euclidean distance, on few examples, and a picture of both."""
     import pdopt
 
     images, labels, C = digits()

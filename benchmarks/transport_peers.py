@@ -1,7 +1,7 @@
 """Who solves entropic transport, each behind one call, and the one judge: the true L1 error, in float64.
 
-Every solver gets the same matrix and epsilon and returns potentials or a plan. The conventions differ: OTT's threshold is
-an L1 norm of one marginal, POT's an L2 norm of one; OTT's potentials hold `epsilon log a`, ours do not. So a peer's
+Every solver gets the same matrix and epsilon and returns potentials or a plan. The conventions differ: OTT's threshold
+is an L1 norm of one marginal, POT's an L2 norm of one; OTT's potentials hold `epsilon log a`, ours do not. So a peer's
 threshold is tightened until the error of both marginals, recomputed from what it returned, is within the target.
 """
 
@@ -27,7 +27,7 @@ class Run(NamedTuple):
 
 
 def timed(solve: Callable[[], Any], repeats: int = 3, long: float = 1.0) -> tuple[float, float, Any]:
-    """Median CPU seconds of warm calls, CPU seconds of the first one, and the answer; one warm call where it is long."""
+    """Median CPU seconds of warm calls, CPU seconds of the first one, and the answer; one where it is long."""
     began = time.process_time()
     answer = solve()
     first = time.process_time() - began

@@ -32,6 +32,11 @@ class Divergence:
         status: OPTIMAL if all three problems are, else the status of the first one that is not.
         iterations: of all three together.
         cross, first, second: the solutions of OT(a, b), OT(a, a) and OT(b, b).
+
+    Example:
+        >>> found = sinkhorn_divergence([[0.0, 1.0], [1.0, 0.0]], epsilon=1.0)
+        >>> print(found.reason)
+        optimal
     """
 
     value: Any
@@ -82,11 +87,10 @@ def sinkhorn_divergence(
         InvalidProblem: as for `Transport`; also a cost that is not square where `within` is needed.
 
     Example:
-        >>> import jax
         >>> points = jnp.array([[0.0], [1.0], [3.0]])
-        >>> moved = lambda t: sinkhorn_divergence(SqEuclidean(points, points + t), epsilon=0.5).value
-        >>> print(round(float(moved(1.0)), 3), round(float(jax.grad(moved)(1.0)), 3))  # t^2 for a translation
-        1.0 2.0
+        >>> found = sinkhorn_divergence(SqEuclidean(points, points + 2), epsilon=0.5)
+        >>> print(round(float(found.value), 3))  # t^2 for a translation by t
+        4.0
     """
     options = {"max_iterations": max_iterations, "gradient": gradient}
     problem = Transport(cost, a, b, Entropy(epsilon), (unbalanced, unbalanced))

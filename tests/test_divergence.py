@@ -22,7 +22,7 @@ def wide():
 
 
 def entropic_value(C, a, b, epsilon, rho=np.inf, sweeps=15_000):
-    """`OT(a, b)` from its definition: plain log-domain sweeps in NumPy (the self terms need many), then the dual function."""
+    """`OT(a, b)` from its definition: plain sweeps in NumPy (the self terms need many), then the dual function."""
     tau = 1.0 if np.isinf(rho) else rho / (rho + epsilon)
     with np.errstate(divide="ignore"):
         la, lb = np.log(a), np.log(b)

@@ -3,8 +3,8 @@
     U = A / (V K'),   V = B / (U K),   K = exp(-C / eps),   a row of A, B, U, V for each pair
 
 is Sinkhorn's method at omega = 1 (`sinkhorn.py`), the saddle step in multiplicative form: `u' = u (a / (u K v))`. The
-products are matrix by matrix, where a batch of separate solves would have matrix by vector. Chunks of pairs small enough
-for the cache run one after the other, each until its own worst pair is within the tolerance.
+products are matrix by matrix, where a batch of separate solves would have matrix by vector. Chunks of pairs that fit
+the cache run one after the other, each until its own worst pair is within the tolerance.
 
 K underflows once `max C / eps` is large. From there on each pair gets a kernel that holds its own potentials, and
 annealing and over-relaxation with it: a batch of `Sinkhorn` solves, in chunks all the same.
@@ -31,8 +31,9 @@ from pdopt.runtime.precision import as_array, precision_scope
 from pdopt.types import Pair, Solution, Status
 
 MODES = ("auto", "shared", "apart")
-# Largest `max C / eps` for one shared kernel: scalings then stay within exp(+-60), far from what float32 holds.
-SHARED_EXPONENT = 60.0
+# Largest `max C / eps` for one shared kernel. Costs are centred, so its entries are within exp(+-60), and scalings are
+# rarely larger; pairs in which they overflow float32 are solved apart after all.
+SHARED_EXPONENT = 120.0
 
 
 def pairwise(
@@ -89,12 +90,19 @@ def pairwise(
     dtype = problem.cost.dtype
     with precision_scope(problem):
         A, B = _masses(problem, A, B, dtype)
-        if mode == "auto":
-            mode = _mode(problem)
+        chosen, mode = mode, _mode(problem) if mode == "auto" else mode
         # A chunk that is not full does work for nothing: the last one is filled up with its last pair.
         size = min(chunk, A.shape[0])
-        solve = _shared if mode == "shared" else _apart
-        return _chunks(problem, A, B, jnp.asarray(tolerance, dtype), jnp.int32(max_iterations), solve, size, every)
+        options = (jnp.asarray(tolerance, dtype), jnp.int32(max_iterations))
+        if mode == "apart":
+            return _chunks(problem, A, B, *options, _apart, size, every)
+        found = _chunks(problem, A, B, *options, _shared, size, every)
+        lost = concrete(found.status == Status.NUMERICAL_ERROR)
+        if chosen != "auto" or lost is None or not lost.any():
+            return found
+        again = _chunks(problem, A, B, *options, _apart, size, every)
+        pick = lambda one, other: jnp.where(lost.reshape((-1,) + (1,) * (one.ndim - 1)), other, one)
+        return jax.tree.map(pick, found, again)
 
 
 def _masses(problem: Transport, A: Any, B: Any, dtype: Any) -> tuple[Any, Any]:
@@ -117,8 +125,7 @@ def _masses(problem: Transport, A: Any, B: Any, dtype: Any) -> tuple[Any, Any]:
 
 
 def _mode(problem: Transport) -> str:
-    leaves = jax.tree.leaves((problem.cost, problem.regulariser))
-    if any(isinstance(leaf, Tracer) for leaf in leaves):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((problem.cost, problem.regulariser))):
         return "apart"
     return "shared" if float(problem.cost.largest() / problem.regulariser.epsilon) <= SHARED_EXPONENT else "apart"
 
@@ -144,7 +151,8 @@ def _shared(problem: Transport, tolerance: Any, limit: Any, every: int) -> Any:
     """A chunk on one kernel."""
     epsilon = problem.regulariser.epsilon
     C = problem.cost.todense()
-    K = jnp.exp(-C / epsilon)
+    centre = (jnp.max(C) + jnp.min(C)) / 2
+    K = jnp.exp((centre - C) / epsilon)
     # What rounding of the potentials may add, so that the last look is within the tolerance too.
     unseen = jnp.finfo(C.dtype).eps * problem.cost.largest() / epsilon
     aim = jnp.maximum(tolerance - unseen, tolerance / 2)
@@ -187,7 +195,7 @@ def _shared(problem: Transport, tolerance: Any, limit: Any, every: int) -> Any:
         pair, _, sweeps = lax.while_loop(going, block, start)
         U, V = pair.y
         marginals = Marginals(U * times(V, K.T), V * times(U, K))
-        logs = Potentials(*(_potential(scaling, masses, epsilon) for scaling, masses in zip(pair.y, (A, B))))
+        logs = Potentials(_potential(U, A, epsilon, centre), _potential(V, B, epsilon, jnp.zeros_like(centre)))
         judged = lambda a, b, x, y: problem.replace(a=a, b=b, check=False).optimality(Pair(x, y))
         found = jax.vmap(judged)(A, B, marginals, logs)
         error = found.residuals.error
@@ -203,10 +211,11 @@ def _shared(problem: Transport, tolerance: Any, limit: Any, every: int) -> Any:
     return one
 
 
-def _potential(scaling: Any, masses: Any, epsilon: Any) -> Any:
-    """`eps log(u / a)`, 0 in empty bins."""
+def _potential(scaling: Any, masses: Any, epsilon: Any, centre: Any) -> Any:
+    """`eps log(u / a)` of a cost less its centre, 0 in empty bins."""
     there = masses > 0
-    return epsilon * (jnp.log(jnp.where(there, scaling, 1)) - jnp.log(jnp.where(there, masses, 1)))
+    logs = jnp.log(jnp.where(there, scaling, 1)) - jnp.log(jnp.where(there, masses, 1))
+    return jnp.where(there, epsilon * logs + centre, 0)
 
 
 def _apart(problem: Transport, tolerance: Any, limit: Any, every: int) -> Any:

@@ -1,16 +1,16 @@
 """The half sweeps of Sinkhorn's method, written in logarithms of scalings about potentials that stay put for a block.
 
-    T = u K v,   K = a b' exp((f (+) g - C) / eps),   u = exp(y.f),  v = exp(y.g),   new potentials  f + eps y.f, g + eps y.g
+    T = u K v,   K = a b' exp((f (+) g - C) / eps),   u = exp(y.f),  v = exp(y.g);   potentials  f + eps y.f, g + eps y.g
 
     half sweep      primal             violation              move, step omega
     rows            row = u (K v)      log a - log row        y.f + omega (tau v - (1 - tau) (f / eps + y.f))
     columns         column = v (K'u)   log b - log column     the same of g
     shift           -                  -                      along (1, -1), to the best place at once
 
-tau = rho / (rho + eps), 1 where balanced, for which a move with omega = 1 makes its marginal exact: block maximisation of
-the dual, a mirror step of size eps in KL. The shift is the translation-invariant form of Sejourne, Vialard and Peyre
-(2022): moving mass of the potentials from f to g leaves the plan as it is, so its best amount has a closed form; without
-it small eps / rho creeps at the rate tau. It is 0 for a balanced problem.
+tau = rho / (rho + eps), 1 where balanced, for which a move with omega = 1 makes its marginal exact: block maximisation
+of the dual, a mirror step of size eps in KL. The shift is the translation-invariant form of Sejourne, Vialard and Peyre
+(2022): adding to f what g loses leaves the plan as it is, so its best amount has a closed form; without it small
+eps / rho creeps at the rate tau. It is 0 for a balanced problem.
 
 `Absorbed` makes K once for a block and then needs plain products, two reads of K for a sweep; `Streamed` makes the
 entries anew in each half sweep, block of rows by block of rows, and stores none. Since the old potentials are in K, its

@@ -228,8 +228,8 @@ def _check(a: Any, weights: Any) -> None:
         raise InvalidProblem("weights sum to 0; expected a positive sum")
     seen = concrete(a)
     if seen is not None:
-        totals = np.sum(seen, axis=1, dtype=np.float64)
+        totals = np.asarray(np.sum(seen, axis=1, dtype=np.float64))
         if not totals.min() > 0:
             raise InvalidProblem(f"histogram {int(np.argmin(totals))} has no mass; expected a positive total")
-        if np.ptp(totals) > float(jnp.finfo(a.dtype).eps) ** 0.5 * totals[0]:
+        if np.ptp(totals) > float(jnp.finfo(a.dtype).eps) ** 0.5 * totals.max():
             raise InvalidProblem(f"histograms have totals from {totals.min():.9g} to {totals.max():.9g}; expected one")

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pdopt.errors import InvalidProblem
+from pdopt.errors import InvalidOption, InvalidProblem
 from pdopt.problems.checks import check_finite
 from pdopt.runtime.precision import as_array
 from pdopt.types import record
@@ -64,6 +64,14 @@ class Cost(abc.ABC):
     @abc.abstractmethod
     def check(self) -> None:
         """Raise `InvalidProblem` for NaN or infinite data."""
+
+    def padded(self, n: int, m: int) -> "Cost":
+        """The cost with further sources and targets, up to `(n, m)`, whose entries are finite and do not matter.
+
+        Raises:
+            InvalidOption: a cost whose sizes are tied together.
+        """
+        raise InvalidOption(f"pad: a {type(self).__name__} cost cannot grow by single bins; solve it at its own size")
 
     @property
     def block_rows(self) -> int:
@@ -177,6 +185,19 @@ class Cost(abc.ABC):
         return jnp.median(self.rows(lambda block: jnp.mean(block - jnp.min(block, axis=1, keepdims=True), axis=1)))
 
 
+def ladder(size: int) -> int:
+    """The smallest of 8, 10, 13, 17, ... (each at least 1.25 times the one before) that holds `size`.
+
+    Example:
+        >>> ladder(8), ladder(9), ladder(1000)
+        (8, 10, 1129)
+    """
+    step = 8
+    while step < size:
+        step = -(-5 * step // 4)
+    return step
+
+
 def three_sum(a: Any, b: Any, c: Any) -> Any:
     """`a + b + c` with the rounding errors of both additions added back.
 
@@ -242,6 +263,10 @@ class DenseCost(Cost):
     def block(self, start: Any, size: int) -> Any:
         """Rows of C."""
         return self.C if size == self.shape[0] else lax.dynamic_slice_in_dim(self.C, start, size)
+
+    def padded(self, n: int, m: int) -> "DenseCost":
+        """Zeros beyond the matrix."""
+        return DenseCost(jnp.pad(self.C, ((0, n - self.shape[0]), (0, m - self.shape[1]))))
 
     def transpose(self) -> "DenseCost":
         """`C'`."""

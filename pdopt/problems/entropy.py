@@ -72,8 +72,9 @@ class Entropy(Regulariser):
         """L1 error of both marginals against their targets, and both objectives.
 
         Inside a solver x is the marginals, which are taken at their word up to rounding; for a pair with a plan they
-        are computed afresh from the potentials. The gap of plan and potentials is `<f, T1 - a> + <g, T'1 - b>`; relative to the
-        spread of the potentials it is never larger than the marginal error, which therefore is what a tolerance bounds.
+        are computed afresh from the potentials. The gap of plan and potentials is `<f, T1 - a> + <g, T'1 - b>`;
+        relative to the spread of the potentials it is never larger than the marginal error, which therefore is what a
+        tolerance bounds.
         """
         y, a, b = pair.y, problem.a, problem.b
         carried = isinstance(pair.x, Marginals)

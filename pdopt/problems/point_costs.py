@@ -60,6 +60,10 @@ class SqEuclidean(Cost):
         squares = jnp.sum(x * x, axis=1)[:, None] + jnp.sum(y * y, axis=1)
         return jnp.maximum(squares - 2 * products, 0)
 
+    def padded(self, n: int, m: int) -> "SqEuclidean":
+        """Further points in the middle of the others."""
+        return SqEuclidean(*(_more(points, size) for points, size in ((self.x, n), (self.y, m))))
+
     def transpose(self) -> "SqEuclidean":
         """The points exchanged."""
         return SqEuclidean(self.y, self.x)
@@ -108,6 +112,10 @@ class LowRank(Cost):
         U = self.U if size == self.shape[0] else lax.dynamic_slice_in_dim(self.U, start, size)
         return jnp.matmul(U, self.V.T, precision=lax.Precision.HIGHEST)
 
+    def padded(self, n: int, m: int) -> "LowRank":
+        """Further rows of the factors, equal to the mean of the others."""
+        return LowRank(*(_more(factor, size) for factor, size in ((self.U, n), (self.V, m))))
+
     def transpose(self) -> "LowRank":
         """The factors exchanged."""
         return LowRank(self.V, self.U)
@@ -120,3 +128,8 @@ class LowRank(Cost):
         """Raise for NaN or infinity."""
         check_finite("U", self.U)
         check_finite("V", self.V)
+
+
+def _more(points: Any, size: int) -> Any:
+    mean = jnp.mean(points, axis=0, keepdims=True)
+    return jnp.concatenate([points, jnp.repeat(mean, size - points.shape[0], axis=0)])

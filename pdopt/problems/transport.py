@@ -16,7 +16,7 @@ import numpy as np
 
 from pdopt.errors import InvalidOption, InvalidProblem, require_shape
 from pdopt.problems.checks import check_finite, concrete
-from pdopt.problems.costs import as_cost
+from pdopt.problems.costs import as_cost, ladder
 from pdopt.problems.couplings import Potentials
 from pdopt.problems.exact_transport import Unregularised
 from pdopt.problems.regularisers import Regulariser
@@ -36,6 +36,8 @@ class Transport:
         unbalanced: `(rho_a, rho_b)`, each > 0: the marginal constraint is replaced by `rho KL(T1 | a)`; inf keeps it.
         dtype: floating dtype of the data; default: that of the input, as for `LinearProgram`.
         check: look at the values; shapes are always checked.
+        pad: add sources and targets without mass up to the next size of a ladder of ratio 1.25, so that problems of
+            many sizes share few compilations. Their potentials are 0, their rows and columns of the plan are 0.
 
     Raises:
         InvalidProblem: wrong shapes, NaN or infinity, a negative mass, no mass at all, or unequal totals of a and b
@@ -56,8 +58,9 @@ class Transport:
     dtype: InitVar[Any] = None
     check: InitVar[bool] = True
     allow_low_precision: InitVar[bool] = False
+    pad: InitVar[bool] = False
 
-    def __post_init__(self, dtype: Any, check: bool, allow_low_precision: bool) -> None:
+    def __post_init__(self, dtype: Any, check: bool, allow_low_precision: bool, pad: bool) -> None:
         if self.regulariser is not None and not isinstance(self.regulariser, Regulariser):
             raise InvalidOption(f"regulariser is {self.regulariser!r}; expected Entropy, Quadratic, KSparse or None")
         named = [(name, getattr(self, name)) for name in ("cost", "a", "b")]
@@ -71,6 +74,8 @@ class Transport:
             b = jnp.full(m, jnp.sum(a) / m, dtype) if self.b is None else as_array("b", self.b, dtype)
         require_shape("a", a.shape, (n,), f"cost has {n} rows")
         require_shape("b", b.shape, (m,), f"cost has {m} columns")
+        if pad:
+            cost, (a, b) = cost.padded(ladder(n), ladder(m)), (jnp.pad(v, (0, ladder(v.size) - v.size)) for v in (a, b))
         for name, value in (("cost", cost), ("a", a), ("b", b)):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "unbalanced", _weights(self.unbalanced, dtype))

@@ -73,7 +73,8 @@ def test_limits_and_jit():
 def test_what_is_refused():
     A, B = histograms(2, 9, 1), histograms(2, 7, 2)
     for wrong, message in (
-        ((A[0], B), "A has shape"), ((A, B[:1]), r"B has shape \(1, 7\); expected \(2, 7\)"), ((A, 2 * B), r"A\[0\] has"),
+        ((A[0], B), "A has shape"), ((A, B[:1]), r"B has shape \(1, 7\); expected \(2, 7\)"),
+        ((A, 2 * B), r"A\[0\] has"),
         ((-A, B), "A has a negative mass"), ((A, B[:, :5]), r"B has shape \(2, 5\)"),
     ):  # fmt: skip
         with pytest.raises(InvalidProblem, match=message):

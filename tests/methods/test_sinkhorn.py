@@ -1,4 +1,4 @@
-"""Sinkhorn's method against the linear program, POT, closed forms and a plain NumPy loop; its modes, guards, statuses."""
+"""Sinkhorn's method against the linear program, POT, closed forms and a plain loop; its modes, guards, statuses."""
 
 import jax
 import jax.numpy as jnp
@@ -168,6 +168,25 @@ def test_odd_problems(C, epsilon):
     assert np.isfinite(np.asarray(solution.y.f)).all()
 
 
+@pytest.mark.parametrize("kind", ["dense", "points", "low rank"])
+def test_padding_changes_nothing_but_the_size(kind):
+    x, y = clouds(11, 9)
+    cost = {"dense": distances(x, y), "points": pdopt.SqEuclidean(x, y), "low rank": pdopt.LowRank(x, y)}[kind]
+    given = (cost, masses(11, 1), masses(9, 2), pdopt.Entropy(0.05))
+    tight, padded = (pdopt.Transport(*given, dtype=np.float32, pad=pad) for pad in (False, True))
+    assert padded.shape == (13, 10)
+    alone, within = (pdopt.solve(p, tolerance=1e-5) for p in (tight, padded))
+    plan = np.asarray(within.x.todense())
+    np.testing.assert_allclose(plan[:11, :9], alone.x.todense(), atol=2e-5)
+    assert plan[11:].sum() == plan[:, 9:].sum() == 0
+    np.testing.assert_array_equal(np.asarray(within.y.f)[11:], 0)
+
+
+def test_a_grid_cannot_be_padded():
+    with pytest.raises(InvalidOption, match="pad: a Grid"):
+        pdopt.Transport(pdopt.Grid((np.zeros((2, 2)),)), regulariser=pdopt.Entropy(1.0), dtype=np.float32, pad=True)
+
+
 def test_totals_other_than_one():
     x, y = clouds(9, 7)
     a, b, C = masses(9, 1), masses(7, 2), distances(x, y)
@@ -185,7 +204,7 @@ def test_unbalanced_agrees_with_the_plain_iteration(wide, rho):
     problem = pdopt.Transport(C, a, b, pdopt.Entropy(0.05), unbalanced=rho, dtype=np.float64)
     solution = pdopt.solve(problem, tolerance=1e-10)
     assert solution.reason is Status.OPTIMAL
-    f, g, T = plain(C, a, b, 0.05, rho)
+    f, _, T = plain(C, a, b, 0.05, rho)
     np.testing.assert_allclose(solution.x.todense(), T, atol=1e-9)
     np.testing.assert_allclose(solution.y.f, f, atol=1e-7)
     np.testing.assert_allclose(solution.objective, solution.dual_objective, rtol=1e-8)
@@ -225,7 +244,8 @@ def test_over_relaxation_and_annealing_save_sweeps(wide):
     problem = hard(np.float64)
     counts = {}
     for name, method in {
-        "plain": pdopt.Sinkhorn(omega=1.0, anneal=False), "annealed": pdopt.Sinkhorn(omega=1.0), "both": pdopt.Sinkhorn(),
+        "plain": pdopt.Sinkhorn(omega=1.0, anneal=False), "annealed": pdopt.Sinkhorn(omega=1.0),
+        "both": pdopt.Sinkhorn(),
     }.items():  # fmt: skip
         solution = pdopt.solve(problem, method, tolerance=1e-8, max_iterations=50000)
         assert solution.reason is Status.OPTIMAL
@@ -300,7 +320,7 @@ def test_statuses():
         floor = pdopt.solve(hard(), tolerance=1e-7, max_iterations=20000)
     assert floor.reason is Status.PRECISION_LIMIT
     assert int(floor.iterations) < 10000
-    # The floor: potentials are rounded by eps_mach |f| / 2, magnified by 1 / epsilon, from two sides and two potentials.
+    # The floor: potentials are rounded by eps_mach |f| / 2, magnified by 1 / epsilon, for two sides and potentials.
     bound = 2 * np.finfo(np.float32).eps * float(jnp.max(jnp.abs(floor.y.f))) / 0.002
     assert 1e-7 < float(floor.residuals.primal) < bound
     assert float(floor.residuals.primal) == pytest.approx(true_error(hard(), floor.y), rel=0.1)

@@ -213,8 +213,10 @@ def test_the_rule_batches_and_stays_in_float32():
             np.testing.assert_allclose(batch[name][k], exact[name], atol=1e-4 * scale, err_msg=name)
 
 
-@pytest.mark.parametrize("kind", ["points", "low rank"])
-@pytest.mark.parametrize("of", ["value", "potentials", "plan", "curvature"])
+@pytest.mark.parametrize(
+    ("kind", "of"),
+    [("points", "value"), ("points", "potentials"), ("points", "plan"), ("points", "curvature"), ("low rank", "value")],
+)
 def test_no_derivative_stores_a_plan(kind, of):
     n = 4096  # n n = 4 WHOLE_ENTRIES: blocks of 256 rows
     make = {"points": pdopt.SqEuclidean, "low rank": pdopt.LowRank}[kind]
