@@ -219,11 +219,14 @@ class _Run(NamedTuple):
         requests, arrivals = self.arrive(path.arrivals, first, length)
         times = first + jnp.arange(length, dtype=jnp.int32)
 
-        def step(carry: Any, visit: Any) -> Any:
-            t, request = visit
-            return jax.vmap(partial(self.step, t), in_axes=-1, out_axes=-1)(carry, request)
+        # All at once: a power a step would be taken again for every price.
+        sizes = jax.vmap(lambda t: self.method.step_at(self.size, t))(times)
 
-        (prices, left), (actions, fits) = lax.scan(step, (path.prices, path.left), (times, requests))
+        def step(carry: Any, visit: Any) -> Any:
+            size, request = visit
+            return jax.vmap(partial(self.step, size), in_axes=-1, out_axes=-1)(carry, request)
+
+        (prices, left), (actions, fits) = lax.scan(step, (path.prices, path.left), (sizes, requests))
         wanted = _some(actions)
         taken = wanted & fits
         of_path = jax.vmap(self.view.stream.reward, in_axes=-1, out_axes=-1)
@@ -239,10 +242,9 @@ class _Run(NamedTuple):
             jnp.minimum(path.stopped, refusal), arrivals,
         )  # fmt: skip
 
-    def step(self, t: Any, carry: Any, request: Any) -> Any:
+    def step(self, size: Any, carry: Any, request: Any) -> Any:
         """One step of one path: the saddle step, then the budget."""
         prices, left = carry
-        size = self.method.step_at(self.size, t)
         pair, _ = saddle_step(self.method.parts(self.view, size), size, Pair((), prices), Memory(primal=request))
         use = self.view.stream.consumption(request, pair.x)
         fits = self.ledger.fits(left, use)
