@@ -153,7 +153,9 @@ def claims(records: list[dict[str, Any]]) -> list[Claim]:
     for name, title in TITLES.items():
         mine = [r for r in regrets if r["instance"] == name and r["gain"] == CLAIMED]
         exponent = _exponent({key: [r[key] for r in mine] for key in ("horizon", "regret")})
-        note = f"against {CERTIFICATE[name]}, {mine[0]['paths']} paths, T = {mine[0]['horizon']} to {mine[-1]['horizon']}"
+        note = (
+            f"against {CERTIFICATE[name]}, {mine[0]['paths']} paths, T = {mine[0]['horizon']} to {mine[-1]['horizon']}"
+        )
         found.append(Claim(f"regret exponent, {title}: at least", exponent, 0.3, ">=", note))
         found.append(Claim(f"regret exponent, {title}: at most", exponent, 0.6, "<=", note))
     agree = "decisions equal in float64" if speed["same_decisions"] else "DECISIONS DIFFER in float64"

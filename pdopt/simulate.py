@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from pdopt.errors import InvalidOption, InvalidProblem, UnsupportedProblem
+from pdopt.errors import InvalidProblem, UnsupportedProblem
 from pdopt.methods.mirror_descent import MirrorDescent
 from pdopt.problems.allocation import Allocation, Online
 from pdopt.problems.ledger import Ledger, Pile, pile_up, total_of

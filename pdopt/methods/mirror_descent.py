@@ -132,7 +132,9 @@ class MirrorDescent:
             return mirrored(problem, Entropic(scale="rate") if self.move is None else self.move)
         move = Entropic() if self.move is None else self.move
         if isinstance(move, Entropic) and move.scale is not None:
-            raise InvalidOption(f"scale of the move is {move.scale!r}; expected None: {type(problem).__name__} has none")
+            raise InvalidOption(
+                f"scale of the move is {move.scale!r}; expected None: {type(problem).__name__} has none"
+            )
         return mirrored(problem, move)
 
     def parts(self, view: Any, step: Any) -> Parts:

@@ -302,4 +302,3 @@ class EntropicMatching(Stream):
     def spoilt(self, request: Any) -> Any:
         """No reward but that of the entropy; sharing equally still consumes everything."""
         return jnp.zeros_like(request)
-
