@@ -95,10 +95,12 @@ assert 0.3 <= slope <= 0.6
 # The same stream by three moves; the step is a pure number over sqrt(T) in units that the problem gives.
 
 # %%
-for name, move in (("entropy / rate", pdopt.Entropic(scale="rate")), ("Euclidean", pdopt.Euclidean()), ("sign", pdopt.Sign())):
+moves = {"entropy / rate": pdopt.Entropic(scale="rate"), "Euclidean": pdopt.Euclidean(), "sign": pdopt.Sign()}
+for name, move in moves.items():
     found = pdopt.simulate(network, pdopt.MirrorDescent(move=move), jax.random.key(2), horizon=5000, paths=16)
     lost = 1 - np.mean(found.reward) / (5000 * fluid.value)
-    print(f"{name:15s} below the fluid optimum: {100 * lost:.2f} %, first refusal at {np.mean(found.stopping_time):.0f}")
+    first = np.mean(found.stopping_time)
+    print(f"{name:15s} below the fluid optimum: {100 * lost:.2f} %, first refusal at {first:.0f}")
 
 # %% [markdown]
 # ## An adversary

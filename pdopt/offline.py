@@ -5,8 +5,9 @@
     dual        min_{y >= 0} <rate, y> + mean_t max_x (reward_t - <y, consumption_t>) on a sample, without listing
                 actions: by dual ascent, one saddle step with theta = 0 on all requests at once
 
-Whatever found the prices, the value reported is the dual function *at* them, computed by the stream's own `best`: by weak
-duality no policy's mean reward on those requests is above it, however inexact the solver was.
+Whatever found the prices, the value reported is the dual function *at* them, computed by the stream's own `best`: by
+weak duality no policy's mean reward on those requests is above it, however inexact the solver was. Dual ascent is for
+duals that are smooth (auctions, entropic matching); where actions are few and requests repeat, hindsight is far closer.
 """
 
 from functools import partial

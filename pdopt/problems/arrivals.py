@@ -2,7 +2,7 @@
 
     Phases(first, second, start)        requests of `first` before step `start`, of `second` from then on
     worst_order(requests, priority)     a sampled path re-ordered block by block, worst first (see `sampling.py`)
-    Seasonal(stream, period, ...)       somebody comes at step t with probability mean (1 + amplitude sin(2 pi t/period))
+    Seasonal(stream, period, ...)       somebody comes with probability mean (1 + amplitude sin(2 pi t/period))
     Corrupted(stream, fraction)         a share of the requests is replaced by: no reward, full consumption
     Modulated(streams, transition)      a hidden Markov chain picks the stream of each step
 
