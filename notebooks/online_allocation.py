@@ -20,8 +20,8 @@
 #     x_t = argmax_x  reward_t(x) - <y, consumption_t(x)>        answer the request at the present prices
 #     y   = move(y, consumption_t(x_t) - rate, step)             raise what was used too fast, lower the rest
 #
-# It is the saddle step of `pdopt/rules/saddle.py` with theta = 0 on a stream. With steps of order 1/sqrt(T) its regret is
-# O(sqrt T) when requests are independent (Balseiro, Lu, Mirrokni, arXiv 2011.10124).
+# It is the saddle step of `pdopt/rules/saddle.py` with theta = 0 on a stream. With steps of order 1/sqrt(T) its regret
+# is O(sqrt T) when requests are independent (Balseiro, Lu, Mirrokni, arXiv 2011.10124).
 
 # %%
 import jax

@@ -21,7 +21,7 @@ def test_fluid_values(name):
 
 
 def test_the_value_of_the_auctions_is_the_closed_form():
-    """`2 sqrt(rho/6) - rho` at `1/sqrt(6 rho) - 1`, by the midpoint rule on 1600^2 cells (error of a kink: 1/1600^2)."""
+    """`2 sqrt(rho/6) - rho` at `1/sqrt(6 rho) - 1`, by the midpoint rule on 1600^2 cells (error 1/1600^2)."""
     with jax.enable_x64(True):
         middle = (np.arange(1600) + 0.5) / 1600
         value, rival = np.meshgrid(middle, middle)

@@ -5,7 +5,7 @@
     Simplex(total)     Kullback-Leibler   total softmax(log y + step v)   total/rho log sum (y/total) exp(rho v)
     Box(l, u) finite   Fermi-Dirac        l + w p e / (1 - p + p e)       sum l v + w/rho log(1 - p + p e)
 
-with `w = u - l`, `p = (y - l)/w`, `e = exp(step v)` or `exp(rho v)`. An entry that is 0 (or at a bound of the box) stays
+with `w = u - l`, `p = (y - l)/w`, `e = exp(step v)` or `exp(rho v)`. An entry at 0 (or at a bound of the box) stays
 there: start inside. With a `scale` s > 0 for each entry the entropy is `sum s_i h(y_i)` and a step is divided by it,
 `y exp(step v / s)`: with s in the units of the violation the step has none. Exponents are kept in the range of the
 dtype, so a huge violation gives the largest finite number, never an infinity or a NaN.
