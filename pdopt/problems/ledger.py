@@ -30,9 +30,12 @@ class Pile(NamedTuple):
 
 
 def pile_up(pile: Pile, amount: Any) -> Pile:
-    """`pile + amount`, with the rounding error kept."""
+    """`pile + amount`, with the rounding error kept.
+
+    The second sum keeps the low part below a unit of the high one's last place; left to grow it drifts itself.
+    """
     high, lost = two_sum(pile.high, amount)
-    return Pile(high, pile.low + lost)
+    return Pile(*two_sum(high, pile.low + lost))
 
 
 def two_sum(a: Any, b: Any) -> tuple[Any, Any]:
