@@ -260,8 +260,9 @@ class Modulated(_Wrapper):
     Example:
         >>> from pdopt import RevenueManagement
         >>> fares = tuple(RevenueManagement([fare], [[1.0]], [1.0]) for fare in (1.0, 5.0))
-        >>> print(Modulated(fares, [[0.9, 0.1], [0.3, 0.7]]).stationary.round(3))
-        [0.75 0.25]
+        >>> chain = Modulated(fares, [[0.9, 0.1], [0.3, 0.7]])
+        >>> [round(float(share), 3) for share in chain.stationary]
+        [0.75, 0.25]
     """
 
     streams: Any
