@@ -49,8 +49,8 @@ def run(options: Options, say: Any = print) -> Report:
         f"requests of each path. Exponents are promised at gain {CLAIMED:g}; on the assortment expected consumption "
         "leaves little noise, and with larger gains the transient of the first steps is the regret (lower exponents).",
         "Speed: instance A, 64 paths of 10 000 steps, the same stored requests for all three, which keep the same "
-        "counts; CPU seconds of the process, least of several in alternating order, compilation apart. pdopt in float32 "
-        "is what is timed; decisions are compared in float64, where no tie flips.",
+        "counts; CPU seconds of the process, least of several in alternating order, compilation apart. pdopt in "
+        "float32 is what is timed; decisions are compared in float64, where no tie flips.",
     ]
     return Report("allocation", records, claims(records), tables, pictures, machine(), notes)
 
@@ -129,7 +129,8 @@ def _speed(seed: int, say: Any, horizon: int = 10_000, paths: int = 64) -> dict[
     least = {name: min(values) for name, values in seconds.items()}
     say(", ".join(f"{name} {value:.3g} s" for name, value in least.items()))
     return {
-        "what": "speed", "instance": "A", "horizon": horizon, "paths": paths, **{f"{k}_cpu": v for k, v in least.items()},
+        "what": "speed", "instance": "A", "horizon": horizon, "paths": paths,
+        **{f"{k}_cpu": v for k, v in least.items()},
         "compile": compile_seconds, "all_cpu": seconds, "same_decisions": agree, "reward_difference": reward,
     }  # fmt: skip
 

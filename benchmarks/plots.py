@@ -81,6 +81,9 @@ def regret_plot(curves: dict[str, dict[str, list[float]]], path: Path) -> Path:
         axes.plot(across, np.exp(height) * across**slope, **look, label=f"{name}: $T^{{{slope:.2f}}}$")
     axes.set_xscale("log")
     axes.set_yscale("log")
+    marks = sorted({T for curve in curves.values() for T in curve["horizon"]})
+    axes.set_xticks(marks, [f"{T:g}" for T in marks])
+    axes.set_xticks([], minor=True)
     axes.legend(fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return save_picture(figure, path, curves)
 

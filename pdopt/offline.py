@@ -5,8 +5,9 @@
     dual        min_{y >= 0} <rate, y> + mean_t max_x (reward_t - <y, consumption_t>) on a sample, without listing
                 actions: by dual ascent, one saddle step with theta = 0 on all requests at once
 
-Whatever found the prices, the value reported is the dual function *at* them, computed by the stream's own `best`: by weak
-duality no policy's mean reward on those requests is above it, however inexact the solver was.
+Whatever found the prices, the value reported is the dual function *at* them, computed by the stream's own `best`: by
+weak duality no policy's mean reward on those requests is above it, however inexact the solver was. Dual ascent is for
+duals that are smooth (auctions, entropic matching); where actions are few and requests repeat, hindsight is far closer.
 """
 
 from functools import partial
@@ -135,21 +136,27 @@ def _by_program(problem: Allocation, support: Any, weights: Any, tolerance: floa
     single = actions == 1
     if k * actions * (m + (0 if single else k)) > LARGEST_PROGRAM:
         raise InvalidOption(f"requests has {k} different ones with {actions} actions; expected fewer: use kind='dual'")
-    dtype = problem.rate.dtype
+    return _programs(problem.rate, menu, weights, jnp.asarray(tolerance, problem.rate.dtype), single)
+
+
+@partial(jax.jit, static_argnames=("single",))
+def _programs(rate: Any, menu: Any, weights: Any, tolerance: Any, single: bool) -> Any:
+    """The programs of all paths, which differ in their weights alone; `single`: one action each, a bound will do."""
+    k, actions, m = menu.consumption.shape
     resources = menu.consumption.reshape(k * actions, m).T
-    shares = jnp.zeros((0, k * actions), dtype) if single else jnp.repeat(jnp.eye(k, dtype=dtype), actions, axis=1)
+    shares = jnp.zeros((0, k * actions), rate.dtype) if single else jnp.repeat(jnp.eye(k, dtype=rate.dtype), actions, 1)
     A = jnp.concatenate([resources, shares])
 
     def program(w: Any) -> Any:
-        rows = jnp.concatenate([problem.rate, w[: 0 if single else k]])
-        none = jnp.full(rows.shape, -jnp.inf, dtype)
+        rows = jnp.concatenate([rate, w[: 0 if single else k]])
+        none = jnp.full(rows.shape, -jnp.inf, rate.dtype)
         lp = LinearProgram(
-            menu.reward.ravel(), A, none, rows, jnp.zeros(k * actions, dtype), jnp.repeat(w, actions),
+            menu.reward.ravel(), A, none, rows, jnp.zeros(k * actions, rate.dtype), jnp.repeat(w, actions),
             maximise=True, check=False,
         )  # fmt: skip
         return jnp.maximum(solve(lp, tolerance=tolerance, gradient="none").y[:m], 0)
 
-    return jax.jit(jax.vmap(program))(weights)
+    return jax.vmap(program)(weights)
 
 
 @partial(jax.jit, static_argnames=("steps",))

@@ -6,9 +6,10 @@ For t = 0, 1, ..., T - 1 on every path:
     y   = move(y, consumption(request_t, x_t) - rate)   its dual half, on the action as wanted
     x_t is taken if every resource has enough left, else 0: the budget is outside of the step
 
-Time runs in blocks. A block's requests are drawn at once, the steps run through them, and what is only counted (rewards,
-acceptances) is counted after the block, so that the loop over steps carries no more than prices and budgets. Paths are
-the last axis of everything in the loop: one instruction serves many of them. Memory is O(paths x block), whatever T is.
+Time runs in blocks. A block's requests are drawn at once, the steps run through them, and what is only counted
+(rewards, acceptances) is counted after the block, so that the loop over steps carries no more than prices and budgets.
+Paths are the last axis of everything in the loop: one instruction serves many of them. Memory is O(paths x block),
+whatever T is.
 """
 
 import math
@@ -29,7 +30,7 @@ from pdopt.rules.saddle import saddle_step
 from pdopt.runtime.precision import precision_scope
 from pdopt.types import Memory, Pair, record
 
-BLOCK = 64  # steps; measured on one core, 64 paths, 10 resources: 16 costs a fifth more, 256 no less
+BLOCK = 64  # steps; measured on one core, 64 paths, 10 resources: 16 to 64 cost the same, 128 a tenth more
 
 
 class Snapshots(NamedTuple):
@@ -106,9 +107,9 @@ def simulate(
         start: first prices, a scalar or `(m,)`; None for the problem's own (`Online.price`).
 
     Returns:
-        `Trajectory`. Consumption is exact to the last unit (see `problems/ledger.py`) in float32 too; rewards are summed
-        with their rounding error. float32 and float64 part where a decision is nearly a tie: by about 1e-5 of the
-        reward at T = 10^4.
+        `Trajectory`. Consumption is exact to the last unit (see `problems/ledger.py`) in float32 too; rewards are
+        summed with their rounding error. float32 and float64 part where a decision is nearly a tie: by about 1e-5 of
+        the reward at T = 10^4.
 
     Raises:
         InvalidOption: a count below 1, a key that is none, a start with a negative price, or for the entropic move one
@@ -123,16 +124,16 @@ def simulate(
     """
     if not isinstance(problem, Allocation):
         raise UnsupportedProblem(f"problem has type {type(problem).__name__}; expected an Allocation")
-    method = MirrorDescent() if method is None else method
+    chosen = MirrorDescent() if method is None else method
     for name, count in (("horizon", horizon), ("paths", paths)):
         require_count(name, count)
     if record_every is not None:
         require_count("record_every", record_every)
         record_every = min(record_every, horizon)
     with precision_scope(problem):
-        view = method.view(problem)
+        view = chosen.view(problem)
         if not isinstance(view, Online):
-            raise UnsupportedProblem(f"{type(method).__name__} has no view of a stream")
+            raise UnsupportedProblem(f"{type(chosen).__name__} has no view of a stream")
         first = view.start(start)
         Ledger.open(problem.rate * horizon, horizon, problem.stream.unit)  # refuses what an int32 cannot count
         if requests is None:
@@ -140,7 +141,7 @@ def simulate(
         else:
             keys, requests = None, _checked(problem, requests, paths, horizon)
         records = 0 if record_every is None else math.ceil(horizon / record_every)
-        return _simulate(problem, method, keys, requests, first, jnp.int32(horizon), paths, record_every, records)
+        return _simulate(problem, chosen, keys, requests, first, jnp.int32(horizon), paths, record_every, records)
 
 
 def _checked(problem: Allocation, requests: Any, paths: int, horizon: int) -> Any:
@@ -219,11 +220,14 @@ class _Run(NamedTuple):
         requests, arrivals = self.arrive(path.arrivals, first, length)
         times = first + jnp.arange(length, dtype=jnp.int32)
 
-        def step(carry: Any, visit: Any) -> Any:
-            t, request = visit
-            return jax.vmap(partial(self.step, t), in_axes=-1, out_axes=-1)(carry, request)
+        # All at once: a power a step would be taken again for every price.
+        sizes = jax.vmap(lambda t: self.method.step_at(self.size, t))(times)
 
-        (prices, left), (actions, fits) = lax.scan(step, (path.prices, path.left), (times, requests))
+        def step(carry: Any, visit: Any) -> Any:
+            size, request = visit
+            return jax.vmap(partial(self.step, size), in_axes=-1, out_axes=-1)(carry, request)
+
+        (prices, left), (actions, fits) = lax.scan(step, (path.prices, path.left), (sizes, requests))
         wanted = _some(actions)
         taken = wanted & fits
         of_path = jax.vmap(self.view.stream.reward, in_axes=-1, out_axes=-1)
@@ -239,10 +243,9 @@ class _Run(NamedTuple):
             jnp.minimum(path.stopped, refusal), arrivals,
         )  # fmt: skip
 
-    def step(self, t: Any, carry: Any, request: Any) -> Any:
+    def step(self, size: Any, carry: Any, request: Any) -> Any:
         """One step of one path: the saddle step, then the budget."""
         prices, left = carry
-        size = self.method.step_at(self.size, t)
         pair, _ = saddle_step(self.method.parts(self.view, size), size, Pair((), prices), Memory(primal=request))
         use = self.view.stream.consumption(request, pair.x)
         fits = self.ledger.fits(left, use)

@@ -109,7 +109,7 @@ def test_no_budget_is_exceeded_and_replay_equals_draw(name, dtype):
 
 
 def test_float32_counts_a_long_horizon_exactly():
-    """20 000 steps of consumption 0.1 in float32, without a unit and with one; the plain float32 sum is off by units."""
+    """20 000 steps of consumption 0.1 in float32, with a unit and without; a plain float32 sum drifts."""
     horizon = 20_000
     for unit, most in ((None, 10_000), (0.1, 10_000)):
         stream = pdopt.RevenueManagement([1.0], np.full((1, 1), 0.1, np.float32), [1.0], unit=unit)

@@ -5,10 +5,10 @@
     Simplex(total)     Kullback-Leibler   total softmax(log y + step v)   total/rho log sum (y/total) exp(rho v)
     Box(l, u) finite   Fermi-Dirac        l + w p e / (1 - p + p e)       sum l v + w/rho log(1 - p + p e)
 
-with `w = u - l`, `p = (y - l)/w`, `e = exp(step v)` or `exp(rho v)`. An entry that is
-0 (or at a bound of the box) stays there: start inside. With a `scale` s > 0 for each entry the entropy is `sum s_i h(y_i)`
-and a step is divided by it, `y exp(step v / s)`: with s in the units of the violation the step has none. Exponents are kept in the range of the dtype, so a huge
-violation gives the largest finite number, never an infinity or a NaN.
+with `w = u - l`, `p = (y - l)/w`, `e = exp(step v)` or `exp(rho v)`. An entry at 0 (or at a bound of the box) stays
+there: start inside. With a `scale` s > 0 for each entry the entropy is `sum s_i h(y_i)` and a step is divided by it,
+`y exp(step v / s)`: with s in the units of the violation the step has none. Exponents are kept in the range of the
+dtype, so a huge violation gives the largest finite number, never an infinity or a NaN.
 Sources: Kivinen and Warmuth (1997); Beck and Teboulle (2003); Balseiro, Lu and Mirrokni (2020) for the dual form.
 """
 
@@ -100,13 +100,16 @@ class Entropic(Move):
 
     def _move(self, y: Any, v: Any, step: Any) -> jax.Array:
         y = floating(y)
-        exponent = finite(like(step, y) * like(v, y))
+        exponent = like(step, y) * like(v, y)
+        if isinstance(self.set, Orthant):
+            return _grow(y, exponent)
+        exponent = finite(exponent)
         if isinstance(self.set, Simplex):
             return per_row(self.set.total, y) * softmax_from(y, exponent)
         if isinstance(self.set, Box):
             l, w = like(self.set.lower, y), like(self.set.upper, y) - like(self.set.lower, y)
             return l + w * _odds(jnp.clip((y - l) / w, 0, 1), exponent)
-        return _grow(y, exponent)
+        raise InvalidOption(f"set is {self.set!r}; expected Orthant, Simplex or Box: the ones with an entropy here")
 
     def _penalty(self, y: Any, v: Any, rho: Any) -> jax.Array:
         y = floating(y)
@@ -157,11 +160,16 @@ def _log_mean(y: jax.Array, exponent: jax.Array) -> jax.Array:
 
 
 def _grow(y: jax.Array, exponent: jax.Array) -> jax.Array:
-    """`y e^exponent` for y >= 0, finite: the exponential in two halves, as y may be tiny where it is huge."""
+    """`y e^exponent` for y >= 0, finite: the exponential in two halves, as y may be tiny where it is huge.
+
+    One bound is enough: halves that are too small underflow as they should, and a product that overflows half-way has
+    a half above 1, so that it stays infinite until the last minimum. (Each further minimum cost a tenth of a step of
+    online mirror descent.)
+    """
     largest = jnp.finfo(y.dtype).max
     room = 0.999 * jnp.log(jnp.asarray(largest, y.dtype))
-    half = jnp.exp(jnp.clip(exponent / 2, -room, room))
-    return jnp.minimum(jnp.minimum(y * half, largest) * half, largest)
+    half = jnp.exp(jnp.minimum(exponent / 2, room))
+    return jnp.minimum(y * half * half, largest)
 
 
 def _odds(p: jax.Array, exponent: jax.Array) -> jax.Array:

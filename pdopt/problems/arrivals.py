@@ -2,7 +2,7 @@
 
     Phases(first, second, start)        requests of `first` before step `start`, of `second` from then on
     worst_order(requests, priority)     a sampled path re-ordered block by block, worst first (see `sampling.py`)
-    Seasonal(stream, period, ...)       somebody comes at step t with probability mean (1 + amplitude sin(2 pi t/period))
+    Seasonal(stream, period, ...)       somebody comes with probability mean (1 + amplitude sin(2 pi t/period))
     Corrupted(stream, fraction)         a share of the requests is replaced by: no reward, full consumption
     Modulated(streams, transition)      a hidden Markov chain picks the stream of each step
 
@@ -260,8 +260,9 @@ class Modulated(_Wrapper):
     Example:
         >>> from pdopt import RevenueManagement
         >>> fares = tuple(RevenueManagement([fare], [[1.0]], [1.0]) for fare in (1.0, 5.0))
-        >>> print(Modulated(fares, [[0.9, 0.1], [0.3, 0.7]]).stationary.round(3))
-        [0.75 0.25]
+        >>> chain = Modulated(fares, [[0.9, 0.1], [0.3, 0.7]])
+        >>> [round(float(share), 3) for share in chain.stationary]
+        [0.75, 0.25]
     """
 
     streams: Any

@@ -48,7 +48,7 @@ class Assortment(Stream):
     prices: Any
     weights: Any
     probabilities: Any
-    limit: int | None = None
+    limit: Any = None
     given_dtype: InitVar[Any] = None
 
     def __post_init__(self, given_dtype: Any) -> None:

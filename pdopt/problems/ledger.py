@@ -30,17 +30,20 @@ class Pile(NamedTuple):
 
 
 def pile_up(pile: Pile, amount: Any) -> Pile:
-    """`pile + amount`, with the rounding error kept."""
+    """`pile + amount`, with the rounding error kept.
+
+    The second sum keeps the low part below a unit of the high one's last place; left to grow it drifts itself.
+    """
     high, lost = two_sum(pile.high, amount)
-    return Pile(high, pile.low + lost)
+    return Pile(*two_sum(high, pile.low + lost))
 
 
 def two_sum(a: Any, b: Any) -> tuple[Any, Any]:
     """`(s, e)` with `s = fl(a + b)` and `s + e = a + b` exactly, whichever is larger.
 
     Example:
-        >>> two_sum(jnp.float32(2**24), jnp.float32(1))
-        (Array(16777216., dtype=float32), Array(1., dtype=float32))
+        >>> [int(part) for part in two_sum(jnp.float32(2**24), jnp.float32(1))]
+        [16777216, 1]
     """
     s = a + b
     shadow = s - a

@@ -110,14 +110,14 @@ def worst_order(requests: Any, priority: Any, blocks: int | None = None) -> Any:
         shapes = [np.shape(leaf) for leaf in leaves]
         raise InvalidProblem(f"priority has shape {rank.shape}, requests {shapes}; expected (paths, horizon) and those")
     paths, horizon = rank.shape
-    blocks = horizon if blocks is None else blocks
-    require_count("blocks", blocks)
-    if blocks > horizon:
+    number = horizon if blocks is None else blocks
+    require_count("blocks", number)
+    if number > horizon:
         raise InvalidOption(f"blocks is {blocks}; expected at most the horizon, {horizon}")
-    block = np.arange(horizon) * blocks // horizon
+    block = np.arange(horizon) * number // horizon
     means = np.stack([np.bincount(block, row) / np.bincount(block) for row in rank.astype(float)])
-    place = np.empty((paths, blocks), int)
-    np.put_along_axis(place, np.argsort(means, axis=1, kind="stable"), np.arange(blocks)[None], axis=1)
+    place = np.empty((paths, number), int)
+    np.put_along_axis(place, np.argsort(means, axis=1, kind="stable"), np.arange(number)[None], axis=1)
     order = np.argsort(place[:, block], axis=1, kind="stable")
     rows = np.arange(paths)[:, None]
     return jax.tree.map(lambda leaf: leaf[rows, order], requests)

@@ -53,6 +53,12 @@ class Stream(abc.ABC):
     `unit`: every consumption is a whole multiple of it (budgets are then kept in integers), or None.
     `memoryless`: requests are independent given t, so that many can be drawn at once; else `begin` and `arrive` carry
     a state from step to step.
+
+    Example:
+        >>> from pdopt import Auctions
+        >>> stream = Auctions()
+        >>> isinstance(stream, Stream), stream.resources, stream.memoryless
+        (True, 1, True)
     """
 
     unit: float | None = None

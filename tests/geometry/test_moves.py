@@ -284,3 +284,27 @@ def test_huge_rows_in_float32():
 def test_errors_name_what_was_seen(make, error, words):
     with pytest.raises(error, match=words):
         make()
+
+
+@pytest.mark.parametrize("set", [Orthant(), Box(0.0, 1.5)])
+def test_a_scaled_entropy_divides_its_step_and_weighs_its_divergence(set):
+    """`y exp(step v / s)`, divergence `sum s_i D(y_i, z_i)`, and the penalty's gradient is still the moved point."""
+    with jax.enable_x64(True):
+        scale = jnp.asarray([0.5, 2.0, 1.0, 3.0])
+        y, v, z = jnp.asarray(INSIDE), jnp.asarray(V), jnp.asarray([0.3, 0.8, 0.7, 0.2])
+        plain, scaled = Entropic(set), Entropic(set, scale)
+        np.testing.assert_allclose(scaled(y, v, 0.7), plain(y, v, 0.7 / scale), rtol=1e-14)
+        one = [
+            scale[i] * Entropic(set).divergence(y[i : i + 1], z[i : i + 1]) for i in range(4)
+        ]  # fmt: skip
+        np.testing.assert_allclose(scaled.divergence(y, z), sum(one), rtol=1e-12)
+        gradient = jax.grad(lambda v: scaled.penalty(y, v, 0.7))(v)
+        np.testing.assert_allclose(gradient, scaled(y, v, 0.7), rtol=1e-10)
+        moved = scaled(y, v, 0.7)
+        best = float(gain(scaled, moved, y, v, 0.7))
+        for shift in np.random.default_rng(0).uniform(-0.05, 0.05, (20, 4)):
+            assert float(gain(scaled, jnp.clip(moved + shift, 1e-6, 1.49), y, v, 0.7)) <= best + 1e-12
+    with pytest.raises(InvalidOption, match="expected no scale on a simplex"):
+        Entropic(Simplex(), 2.0)
+    with pytest.raises(InvalidOption, match="scale is 0"):
+        Entropic(scale=0.0)

@@ -134,12 +134,13 @@ def test_settings_and_problems_are_checked() -> None:
         ({"theta": -2.0}, "theta"),
         ({"decay": -1.0}, "decay"),
         ({"primal": "bets"}, "did you mean 'best'"),
-        ({"move": Sign()}, "move"),
         ({"acceleration": Halpern()}, "acceleration"),
         ({"every": 0}, "every"),
     ):
         with pytest.raises(InvalidOption, match=words):
             pdopt.MirrorDescent(**settings)
+    with pytest.raises(InvalidOption, match="move"):  # signs move the prices of streams, not strategies
+        pdopt.solve(game(), pdopt.MirrorDescent(move=Sign()))
     lp = pdopt.LinearProgram([1.0], [[1.0]], [0.0], [1.0], dtype=np.float64)
     with pytest.raises(UnsupportedProblem, match="LinearProgram has no mirrored saddle view"):
         pdopt.solve(lp, pdopt.MirrorDescent())
