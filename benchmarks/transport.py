@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import itertools
 from typing import Any
 
 from benchmarks import transport_clouds, transport_colour, transport_digits
@@ -22,7 +23,7 @@ MODULES = ("transport_sparse", "transport_memory")
 def run(options: Options, say: Any = print) -> Report:
     """All sections, one after the other."""
     parts = [section(options, say) for section in (*SECTIONS, *_further())]
-    records, claims, tables, pictures = ([item for part in parts for item in part[k]] for k in range(4))
+    records, claims, tables, pictures = (list(itertools.chain(*found)) for found in zip(*parts))
     notes = [
         "Every answer is judged by the L1 error of both marginals, in float64, from the potentials or plan returned; "
         "a peer's threshold is tightened until that is within the target.",

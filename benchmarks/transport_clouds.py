@@ -157,7 +157,9 @@ def agreement(options: Options, say: Any) -> tuple[list[dict[str, Any]], list[Cl
     if installed("ot"):
         import ot
 
-        T = ot.sinkhorn(a, a, C.astype(np.float64), epsilon, method="sinkhorn_log", stopThr=1e-13, numItermax=20000)
+        T: Any = ot.sinkhorn(
+            a, a, C.astype(np.float64), epsilon, method="sinkhorn_log", stopThr=1e-13, numItermax=20000
+        )
         difference = abs(wide - value(C, T, a, a, epsilon)) / wide
         records.append({"section": "agreement", "peer": "POT", "dtype": "float64", "difference": difference})
         claims.append(Claim("relative difference of the value to POT, float64", difference, 1e-9, "<="))

@@ -45,7 +45,7 @@ def section(options: Options, say: Any) -> tuple[list[dict[str, Any]], list[Clai
         before, after = (_apart(c, images[1 - k]) for c in (images[k], moved[k]))
         records.append({"section": "colour", "image": ("china", "flower")[k], "before": before, "after": after})
     claims = [
-        Claim(f"colour transfer of {r['image']}: colour statistics apart, after / before", r["after"] / r["before"], 0.2,
+        Claim(f"colour transfer of {r['image']}: colours apart, after / before", r["after"] / r["before"], 0.2,
               "<=")
         for r in records
     ]  # fmt: skip

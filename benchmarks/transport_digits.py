@@ -20,7 +20,7 @@ def digits() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Images as histograms `(1797, 64)`, their labels, and squared distances between the 64 pixels."""
     from sklearn.datasets import load_digits
 
-    data = load_digits()
+    data: Any = load_digits()
     images = data.images.reshape(-1, 64)
     place = np.stack(np.meshgrid(np.arange(8), np.arange(8), indexing="ij"), -1).reshape(64, 2)
     C = ((place[:, None] - place[None]) ** 2).sum(-1).astype(np.float32)
@@ -80,7 +80,7 @@ def section(options: Options, say: Any) -> tuple[list[dict[str, Any]], list[Clai
         problem = pdopt.Transport(C, regulariser=pdopt.Entropy(epsilon), dtype=np.float32)
         call = lambda problem=problem: jax.block_until_ready(pdopt.pairwise(problem, A, B, tolerance=TARGET))
         cpu, first, found = timed(call, repeats=5)
-        error = worst_error(A[:50], B[:50], *found.y, C, epsilon, weighted=True)
+        error = worst_error(A[:50], B[:50], found.y.f, found.y.g, C, epsilon, weighted=True)
         solved = float(np.mean(np.asarray(found.status) == int(pdopt.Status.OPTIMAL)))
         runs = [Run(OURS, cpu / pairs, first - cpu, int(np.max(found.iterations)), error, "solved")]
         if solved < 1:

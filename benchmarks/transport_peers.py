@@ -146,12 +146,10 @@ def pot_run(method: str, C: np.ndarray, epsilon: float, target: float, limit: in
     for threshold in (1.2 * target / np.sqrt(n), 0.5 * target / np.sqrt(n)):
         with warnings.catch_warnings(), threadpool_limits(1), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
-            solve = lambda threshold=threshold: ot.sinkhorn(
-                a, b, C, epsilon, method=method, stopThr=threshold, numItermax=limit, log=True
-            )
             began = time.process_time()
-            T, log = solve()
+            found: Any = ot.sinkhorn(a, b, C, epsilon, method=method, stopThr=threshold, numItermax=limit, log=True)
             cpu = time.process_time() - began
+        T, log = found
         sweeps = int(log.get("niter", log.get("n_iter", 10 * len(log.get("err", ())))))
         error = true_error(T, a, b)
         if error <= target:

@@ -147,7 +147,7 @@ def _chunks(
     return jax.tree.map(lambda leaf: leaf.reshape((number * size, *leaf.shape[2:]))[:pairs], found)
 
 
-def _shared(problem: Transport, tolerance: Any, limit: Any, every: int) -> Any:
+def _shared(problem: Any, tolerance: Any, limit: Any, every: int) -> Any:
     """A chunk on one kernel."""
     epsilon = problem.regulariser.epsilon
     C = problem.cost.todense()
@@ -218,7 +218,7 @@ def _potential(scaling: Any, masses: Any, epsilon: Any, centre: Any) -> Any:
     return jnp.where(there, epsilon * logs + centre, 0)
 
 
-def _apart(problem: Transport, tolerance: Any, limit: Any, every: int) -> Any:
+def _apart(problem: Any, tolerance: Any, limit: Any, every: int) -> Any:
     """A chunk of separate solves, each with its own kernel."""
     method = Sinkhorn(every=every)
 

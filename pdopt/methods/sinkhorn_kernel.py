@@ -1,6 +1,6 @@
 """The half sweeps of Sinkhorn's method, written in logarithms of scalings about potentials that stay put for a block.
 
-    T = u K v,   K = a b' exp((f (+) g - C) / eps),   u = exp(y.f),  v = exp(y.g);   potentials  f + eps y.f, g + eps y.g
+    T = u K v,  K = a b' exp((f (+) g - C) / eps),   u = exp(y.f),  v = exp(y.g);   potentials f + eps y.f, g + eps y.g
 
     half sweep      primal             violation              move, step omega
     rows            row = u (K v)      log a - log row        y.f + omega (tau v - (1 - tau) (f / eps + y.f))

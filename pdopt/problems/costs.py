@@ -157,16 +157,15 @@ class Cost(abc.ABC):
         """`log sum_j b_j exp((f_i + g_j - C_ij) / epsilon)`, `(n,)`, accurate: for judging a plan.
 
         `f + g - C` nearly cancels where there is mass; what its two additions round off is added back, and the sum is
-        taken in strides, whose rounding grows with the square root of m only.
+        taken in two stages, where rounding grows with the square root of m only.
         """
 
-        def one(block: Any, f: Any) -> Any:
-            exponent = three_sum(f[:, None], g, -block) / epsilon + log_b
-            largest = lax.stop_gradient(jnp.max(exponent, axis=1))
-            shift = jnp.where(jnp.isfinite(largest), largest, 0)
-            return shift + jnp.log(strided_sum(jnp.exp(exponent - shift[:, None])))
-
+        one = lambda block, f: _log_sum(three_sum(f[:, None], g, -block) / epsilon + log_b, 1)
         return self.rows(one, f)
+
+    def log_columns(self, f: Any, g: Any, log_a: Any, epsilon: Any) -> Any:
+        """`log sum_i a_i exp((f_i + g_j - C_ij) / epsilon)`, `(m,)`: the same over rows."""
+        return self.transpose().log_rows(g, f, log_a, epsilon)
 
     def sum_rows(self, f: Any, g: Any, b: Any, epsilon: Any) -> Any:
         """`sum_j b_j exp((f_i + g_j - C_ij) / epsilon)`, `(n,)`: fast, for potentials that are nearly right.
@@ -222,14 +221,25 @@ def two_sum(a: Any, b: Any) -> tuple[Any, Any]:
     return total, (a - (total - there)) + (b - there)
 
 
-def strided_sum(values: Any, stride: int = 64) -> Any:
-    """The sum over the last axis, by `stride` partial sums."""
-    size = values.shape[-1]
-    whole = size - size % stride
-    if not whole:
-        return jnp.sum(values, axis=-1)
-    parts = jnp.sum(values[..., :whole].reshape((*values.shape[:-1], whole // stride, stride)), axis=-2)
-    return jnp.sum(parts, axis=-1) + jnp.sum(values[..., whole:], axis=-1)
+def strided_sum(values: Any, axis: int = -1) -> Any:
+    """The sum over one axis of a matrix in two stages, where its length has a divisor that allows it.
+
+    Example:
+        >>> print(strided_sum(jnp.ones((2, 64), jnp.float32)))
+        [64. 64.]
+    """
+    axis %= values.ndim
+    size = values.shape[axis]
+    stride = max((d for d in range(1, 129) if size % d == 0), default=1)
+    shape = (*values.shape[:axis], size // stride, stride, *values.shape[axis + 1 :])
+    return jnp.sum(jnp.sum(values.reshape(shape), axis=axis), axis=axis)
+
+
+def _log_sum(exponent: Any, axis: int) -> Any:
+    """`log sum exp` over an axis; -inf where everything is."""
+    largest = lax.stop_gradient(jnp.max(exponent, axis=axis, keepdims=True))
+    shift = jnp.where(jnp.isfinite(largest), largest, 0)
+    return jnp.squeeze(shift, axis) + jnp.log(strided_sum(jnp.exp(exponent - shift), axis))
 
 
 @record
@@ -263,6 +273,10 @@ class DenseCost(Cost):
     def block(self, start: Any, size: int) -> Any:
         """Rows of C."""
         return self.C if size == self.shape[0] else lax.dynamic_slice_in_dim(self.C, start, size)
+
+    def log_columns(self, f: Any, g: Any, log_a: Any, epsilon: Any) -> Any:
+        """Along the columns of the stored matrix, which is faster than along the rows of its transpose."""
+        return _log_sum(three_sum(f[:, None], g, -self.C) / epsilon + log_a[:, None], 0)
 
     def padded(self, n: int, m: int) -> "DenseCost":
         """Zeros beyond the matrix."""

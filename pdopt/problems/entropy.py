@@ -170,7 +170,7 @@ def entropic_marginals(problem: Any, y: Potentials) -> Marginals:
     """
     cost, epsilon, a, b = problem.cost, problem.regulariser.epsilon, problem.a, problem.b
     row = cost.log_rows(y.f, y.g, log_mass(b), epsilon)
-    column = cost.transpose().log_rows(y.g, y.f, log_mass(a), epsilon)
+    column = cost.log_columns(y.f, y.g, log_mass(a), epsilon)
     # An empty bin's potential is 0, not what would be feasible: its exponential may overflow, its mass is still 0.
     return Marginals(jnp.exp(log_mass(a) + row), jnp.exp(log_mass(b) + column))
 
