@@ -6,7 +6,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "highspy", "ortools", "mpax", "clarabel", "osqp")
+PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "highspy", "ortools", "mpax", "clarabel", "osqp", "ott-jax", "POT")
 
 
 def machine() -> dict[str, str]:

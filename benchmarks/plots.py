@@ -56,7 +56,7 @@ def profile_plot(records: list[dict[str, Any]], field: str, tolerance: float, la
     axes.set_xscale("log", base=2)
     axes.set_ylim(0, 1.03)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    return _save(figure, path, {s: {"ratio": r.tolist(), "share": f.tolist()} for s, (r, f) in profiles.items()})
+    return save_picture(figure, path, {s: {"ratio": r.tolist(), "share": f.tolist()} for s, (r, f) in profiles.items()})
 
 
 def convergence_plot(curves: dict[str, dict[str, list[float]]], title: str, path: Path) -> Path | None:
@@ -67,10 +67,11 @@ def convergence_plot(curves: dict[str, dict[str, list[float]]], title: str, path
     for number, (name, curve) in enumerate(curves.items()):
         axes.loglog(curve["iterations"], curve["error"], label=name, **_look(number))
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    return _save(figure, path, curves)
+    return save_picture(figure, path, curves)
 
 
-def _save(figure: Any, path: Path, data: Any) -> Path:
+def save_picture(figure: Any, path: Path, data: Any) -> Path:
+    """The picture as PNG, the numbers behind it as JSON beside it."""
     figure.savefig(path, dpi=130)
     path.with_suffix(".json").write_text(json.dumps(data))
     return path

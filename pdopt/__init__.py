@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from pdopt.methods.augmented_lagrangian import AugmentedLagrangian
     from pdopt.methods.dual_ascent import DualAscent
     from pdopt.methods.mirror_descent import MirrorDescent
+    from pdopt.methods.pairwise import pairwise
     from pdopt.methods.pdhg import PDHG
     from pdopt.methods.semi_dual import Dual, SemiDual
+    from pdopt.methods.sinkhorn import Sinkhorn
     from pdopt.operators.dense import Dense
     from pdopt.operators.implicit import Implicit
     from pdopt.operators.sparse import Sparse
@@ -62,11 +64,13 @@ _HOMES = {
     "Pair": "types",
     "QuadraticProgram": "problems.quadratic",
     "Residuals": "types",
+    "Sinkhorn": "methods.sinkhorn",
     "Solution": "types",
     "Sparse": "operators.sparse",
     "Status": "types",
     "Steps": "types",
     "Visit": "types",
+    "pairwise": "methods.pairwise",
     "read_model": "problems.mps",
     "read_mps": "problems.mps",
     "read_solution": "problems.solution_file",
@@ -99,6 +103,7 @@ __all__ = [
     "QuadraticProgram",
     "Residuals",
     "SemiDual",
+    "Sinkhorn",
     "Solution",
     "Sparse",
     "SqEuclidean",
@@ -106,6 +111,7 @@ __all__ = [
     "Steps",
     "Transport",
     "Visit",
+    "pairwise",
     "read_model",
     "read_mps",
     "read_solution",

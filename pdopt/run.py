@@ -164,7 +164,7 @@ class _Program:
         _begin.lower(*self._given).compile()
         count = jax.ShapeDtypeStruct((), np.int32)
         _chunk.lower(self._judge, self._view, self.method, self.template, count, self.tolerance, self.limit).compile()
-        _finish.lower(self.problem, self.template).compile()
+        _finish.lower(self.problem, self.template, self.tolerance).compile()
 
     def begin(self) -> Carry:
         """The first carry; from here on the judge and the view are arrays."""
@@ -177,7 +177,7 @@ class _Program:
 
     def finish(self, carry: Carry) -> Solution:
         """The solution, its status and iterations on the host."""
-        solution = _finish(self.problem, carry)
+        solution = _finish(self.problem, carry, self.tolerance)
         count = np.asarray(solution.iterations)
         return solution.replace(status=np.asarray(solution.status), iterations=count)
 
@@ -207,8 +207,8 @@ def _chunk(judge: Any, view: Any, method: Any, carry: Carry, until: Any, toleran
 
 
 @jax.jit
-def _finish(problem: Any, carry: Carry) -> Solution:
-    return finish(problem, carry)
+def _finish(problem: Any, carry: Carry, tolerance: Any) -> Solution:
+    return finish(problem, carry, tolerance)
 
 
 class _Look(NamedTuple):

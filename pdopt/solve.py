@@ -19,10 +19,13 @@ from pdopt.errors import InvalidOption, InvalidProblem, UnsupportedProblem, requ
 from pdopt.methods.dual_ascent import DualAscent
 from pdopt.methods.pdhg import PDHG
 from pdopt.methods.semi_dual import SemiDual
+from pdopt.methods.sinkhorn import Sinkhorn
 from pdopt.problems.checks import concrete
+from pdopt.problems.entropy import Entropy
 from pdopt.problems.game import MatrixGame
 from pdopt.problems.linear import LinearProgram
 from pdopt.problems.quadratic import QuadraticProgram
+from pdopt.problems.sparsity import KSparse, Quadratic
 from pdopt.problems.transport import Transport
 from pdopt.rules.implicit import GRADIENTS, envelope, guard
 from pdopt.rules.loop import Carry, advance_until, begin
@@ -55,13 +58,15 @@ def _(problem: MatrixGame) -> PDHG:
 
 
 @default_method.register
-def _(problem: QuadraticProgram) -> DualAscent:
-    return DualAscent()
+def _(problem: Transport) -> Any:
+    if isinstance(problem.regulariser, Quadratic | KSparse):
+        return SemiDual()
+    return Sinkhorn() if isinstance(problem.regulariser, Entropy) else PDHG()
 
 
 @default_method.register
-def _(problem: Transport) -> Any:
-    return SemiDual()
+def _(problem: QuadraticProgram) -> DualAscent:
+    return DualAscent()
 
 
 def solve(
@@ -81,8 +86,9 @@ def solve(
         method: a method object such as `PDHG()`; None takes the problem's default.
         start: a `Pair` in the user's units or a previous `Solution` to begin from; it is moved into its sets. A start
             that is optimal already is returned after 0 iterations.
-        tolerance: all three relative residuals must be at most this (> 0). None: 1e-6 in float64, 1e-4 in float32.
-        max_iterations: saddle steps (>= 1). None: 1 000 000.
+        tolerance: all three relative residuals must be at most this (> 0). None: 1e-6 in float64, 1e-4 in float32
+            (transport: 1e-4 in both).
+        max_iterations: saddle steps (>= 1). None: 1 000 000 (entropic transport: 2000 sweeps).
         gradient: "implicit": `solution.objective` has the derivative of the optimal value with respect to every
             floating leaf of the problem (envelope theorem); the pair has no rule yet and refuses. "none": the result is
             a constant.
@@ -116,8 +122,9 @@ def checked_options(problem: Any, tolerance: Any, max_iterations: Any, gradient:
     """Tolerance and iteration limit as arrays of the right type, after validation."""
     dtype = floating_type(problem)
     wide = dtype == np.float64
-    tolerance = (1e-6 if wide else 1e-4) if tolerance is None else tolerance
-    max_iterations = MAX_ITERATIONS if max_iterations is None else max_iterations
+    own = getattr(problem, "defaults", {})
+    tolerance = own.get("tolerance", 1e-6 if wide else 1e-4) if tolerance is None else tolerance
+    max_iterations = own.get("max_iterations") or MAX_ITERATIONS if max_iterations is None else max_iterations
     if not isinstance(tolerance, Tracer):
         require_range("tolerance", tolerance, 0.0, open_low=True)
         floor = 10 * float(jnp.finfo(dtype).eps)
@@ -175,13 +182,15 @@ def prepare(problem: Any, method: Any, start: Pair | None, tolerance: Any, histo
     return judge, view, begin(judge, view, method, first, tolerance, history)
 
 
-def finish(problem: Any, carry: Carry) -> Solution:
+def finish(problem: Any, carry: Carry, tolerance: Any) -> Solution:
     """The solution in the user's sense."""
-    found = carry.optimality
+    found, status = carry.optimality, carry.status
+    if hasattr(problem, "audited"):
+        found, status = problem.audited(carry.pair, found, status, tolerance)
     pair = problem.flip(carry.pair)
     return Solution(
         problem.shown(pair) if hasattr(problem, "shown") else pair,
-        carry.status,
+        status,
         problem.sense * found.objective,
         problem.sense * found.dual_objective,
         found.residuals,
@@ -196,7 +205,7 @@ def _solve(problem: Any, method: Any, start: Any, tolerance: Any, limit: Any, gr
     still = jax.lax.stop_gradient((problem, method, start, tolerance))
     judge, view, carry = prepare(*still, history)
     carry = advance_until(judge, view, method, carry, limit, still[3], limit)
-    solution = finish(still[0], carry)
+    solution = finish(still[0], carry, still[3])
     if gradient == "none" or not hasattr(problem, "lagrangian"):
         return solution
 

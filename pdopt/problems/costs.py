@@ -26,10 +26,18 @@ from pdopt.types import record
 # Entries of one block of rows: 4 MiB in float32, which stays in a CPU's cache; and of a whole matrix made at once.
 BLOCK_ENTRIES = 2**20
 WHOLE_ENTRIES = 2**22
+# Largest exponent of a plan's entry while it is far from feasible; exp of it and sums of that are finite in float32.
+HIGHEST = 60.0
 
 
 class Cost(abc.ABC):
-    """What every cost offers. `n, m = cost.shape`; all verbs are traceable and never build `(n, m)` unless dense."""
+    """What every cost offers. `n, m = cost.shape`; all verbs are traceable and never build `(n, m)` unless dense.
+
+    Two facts: `stored`, the matrix is held whole; `separable`, reductions go axis by axis and beat the matrix.
+    """
+
+    stored = False
+    separable = False
 
     @property
     @abc.abstractmethod
@@ -134,6 +142,71 @@ class Cost(abc.ABC):
         """`-epsilon log sum_j exp(h_j - C_ij / epsilon)`, `(n,)`; `h_j = -inf` leaves column j out."""
         return self.rows(lambda block: -epsilon * jax.nn.logsumexp(h - block / epsilon, axis=1))
 
+    def log_rows(self, f: Any, g: Any, log_b: Any, epsilon: Any) -> Any:
+        """`log sum_j b_j exp((f_i + g_j - C_ij) / epsilon)`, `(n,)`, accurate: for judging a plan.
+
+        `f + g - C` nearly cancels where there is mass; what its two additions round off is added back, and the sum is
+        taken in strides, whose rounding grows with the square root of m only.
+        """
+
+        def one(block: Any, f: Any) -> Any:
+            exponent = three_sum(f[:, None], g, -block) / epsilon + log_b
+            largest = lax.stop_gradient(jnp.max(exponent, axis=1))
+            shift = jnp.where(jnp.isfinite(largest), largest, 0)
+            return shift + jnp.log(strided_sum(jnp.exp(exponent - shift[:, None])))
+
+        return self.rows(one, f)
+
+    def sum_rows(self, f: Any, g: Any, b: Any, epsilon: Any) -> Any:
+        """`sum_j b_j exp((f_i + g_j - C_ij) / epsilon)`, `(n,)`: fast, for potentials that are nearly right.
+
+        The old potential is the shift, so that no maximum is looked for; exponents beyond `HIGHEST` are cut.
+        """
+        entries = lambda block, f: jnp.exp(jnp.minimum((f[:, None] - block + g) / epsilon, HIGHEST))
+        dot = lambda block, f: jnp.matmul(entries(block, f), b, precision=lax.Precision.HIGHEST)
+        return self.rows(dot, f)
+
+    def spread(self) -> Any:
+        """How much the cost of one source varies, typically: the median over rows of `mean_j C_ij - min_j C_ij`.
+
+        Adding a constant to a row or a huge entry does not move it.
+        """
+        return jnp.median(self.rows(lambda block: jnp.mean(block - jnp.min(block, axis=1, keepdims=True), axis=1)))
+
+
+def three_sum(a: Any, b: Any, c: Any) -> Any:
+    """`a + b + c` with the rounding errors of both additions added back.
+
+    Example:
+        >>> print(three_sum(jnp.float32(1e8), jnp.float32(3.0), jnp.float32(-1e8)))
+        3.0
+    """
+    first, lost = two_sum(a, b)
+    second, also = two_sum(first, c)
+    return second + (lost + also)
+
+
+def two_sum(a: Any, b: Any) -> tuple[Any, Any]:
+    """`a + b` rounded, and what the rounding lost (Knuth 1969).
+
+    Example:
+        >>> print(*two_sum(jnp.float32(1e8), jnp.float32(3.0)))
+        1e+08 3.0
+    """
+    total = a + b
+    there = total - a
+    return total, (a - (total - there)) + (b - there)
+
+
+def strided_sum(values: Any, stride: int = 64) -> Any:
+    """The sum over the last axis, by `stride` partial sums."""
+    size = values.shape[-1]
+    whole = size - size % stride
+    if not whole:
+        return jnp.sum(values, axis=-1)
+    parts = jnp.sum(values[..., :whole].reshape((*values.shape[:-1], whole // stride, stride)), axis=-2)
+    return jnp.sum(parts, axis=-1) + jnp.sum(values[..., whole:], axis=-1)
+
 
 @record
 class DenseCost(Cost):
@@ -145,6 +218,8 @@ class DenseCost(Cost):
     """
 
     C: Any
+
+    stored = True
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -5,6 +5,10 @@
 
 In this relative form the potentials stay of the size of the cost. A bin without mass takes no part: its potential is 0.
 The primal iterate inside a solver is what the plan puts on both sides, `Marginals`: the plan itself is never stored.
+
+Unbalanced, `+ rho_a KL(T1 | a) + rho_b KL(T'1 | b)` replaces the constraints (Chizat et al. 2018): at an optimum
+`T1 = a exp(-f / rho_a)`, the target that marginals are compared with, and `<f, a>` becomes `rho_a <a, 1 - exp(-f /
+rho_a)>`. A balanced side is `1 / rho = 0`, exactly.
 """
 
 from typing import Any
@@ -14,9 +18,14 @@ import jax.numpy as jnp
 
 from pdopt.errors import require_range
 from pdopt.problems.checks import concrete
+from pdopt.problems.costs import three_sum
 from pdopt.problems.couplings import Marginals, Potentials, marginal_error
 from pdopt.problems.regularisers import Regulariser
-from pdopt.types import Optimality, Pair, Residuals, record
+from pdopt.types import Optimality, Pair, Residuals, Status, record
+
+# Share of `eps_mach (<|f|, a> + <|g|, b>) / epsilon`, the bound on what rounded potentials add to an error, that
+# marginals carried along may not have seen: they know of their own potential's rounding, not of the other side's.
+UNSEEN = 0.5
 
 
 @record
@@ -35,6 +44,9 @@ class Entropy(Regulariser):
     """
 
     epsilon: Any
+
+    # Sweeps; a first-order linear solve takes many more, cheaper steps.
+    max_iterations = 2000
 
     def __post_init__(self) -> None:
         if concrete(self.epsilon) is not None:
@@ -55,24 +67,43 @@ class Entropy(Regulariser):
         return EntropicPlan(problem.cost, problem.a, problem.b, y.f, y.g, self.epsilon)
 
     def optimality(self, problem: Any, pair: Pair) -> Optimality:
-        """L1 error of both marginals of the plan that the potentials define, judged afresh.
+        """L1 error of both marginals against their targets, and both objectives.
 
-        The gap of plan and potentials is `<f, T1 - a> + <g, T'1 - b>`; relative to the spread of the potentials it is
-        never larger than the marginal error, which therefore is what a tolerance bounds.
+        Inside a solver x is the marginals, which are taken at their word up to rounding; for a pair with a plan they
+        are computed afresh from the potentials. The gap of plan and potentials is `<f, T1 - a> + <g, T'1 - b>`; relative to the
+        spread of the potentials it is never larger than the marginal error, which therefore is what a tolerance bounds.
         """
         y, a, b = pair.y, problem.a, problem.b
-        marginals = entropic_marginals(problem, y)
-        error = marginal_error(marginals, a, b)
+        carried = isinstance(pair.x, Marginals)
+        marginals = pair.x if carried else entropic_marginals(problem, y)
+        error = marginal_error(marginals, *entropic_targets(problem, y))
         total = jnp.sum(a)
-        mass = jnp.sum(marginals.row)
-        bound = jnp.vdot(y.f, a) + jnp.vdot(y.g, b) - self.epsilon * (mass - total * jnp.sum(b))
-        signed = jnp.vdot(y.f, marginals.row - a) + jnp.vdot(y.g, marginals.column - b)
+        lost, gained = (1 / rho for rho in problem.unbalanced)
+        excess = self.epsilon * (jnp.sum(marginals.row) - total * jnp.sum(b))
+        bound = _conjugate(y.f, a, lost) + _conjugate(y.g, b, gained) - excess
+        gap = _side_gap(y.f, a, marginals.row, lost) + _side_gap(y.g, b, marginals.column, gained)
         spread = jnp.max(jnp.abs(y.f)) + jnp.max(jnp.abs(y.g))
         primal, zero = error.row + error.column, jnp.zeros((), a.dtype)
-        gap = jnp.abs(signed)
-        relative = gap / jnp.where(spread > 0, spread * total, 1)
-        residuals = Residuals(primal / total, zero, relative, primal, zero, gap, jnp.maximum(*error))
-        return Optimality(residuals, bound + signed, bound, error)
+        if carried:
+            sizes = jnp.vdot(jnp.abs(y.f), a) + jnp.vdot(jnp.abs(y.g), b)
+            primal += UNSEEN * jnp.finfo(a.dtype).eps * sizes / self.epsilon
+        relative = jnp.abs(gap) / jnp.where(spread > 0, spread * total, 1)
+        residuals = Residuals(primal / total, zero, relative, primal, zero, jnp.abs(gap), jnp.maximum(*error))
+        return Optimality(residuals, bound + gap, bound, error)
+
+    def audited(self, problem: Any, pair: Pair, status: Any, tolerance: Any) -> tuple[Optimality, Any]:
+        """What the returned potentials truly reach: in float32 less than the iteration believed, where rounding rules.
+
+        Potentials are rounded to about `eps |f|`, which an exponential magnifies to `eps max|f| / epsilon`. Where that
+        hides the tolerance, OPTIMAL becomes PRECISION_LIMIT; what is within it after all is OPTIMAL.
+        """
+        found = self.optimality(problem, Pair((), pair.y))
+        met = found.residuals.error <= tolerance
+        optimal, hidden, limit = (
+            jnp.int32(int(s)) for s in (Status.OPTIMAL, Status.PRECISION_LIMIT, Status.ITERATION_LIMIT)
+        )
+        status = jnp.where((status == optimal) & ~met, hidden, status)
+        return found, jnp.where(((status == hidden) | (status == limit)) & met, optimal, status)
 
     def lagrangian(self, problem: Any, pair: Pair) -> Any:
         """The dual function at the potentials, whose derivative is that of the value."""
@@ -104,8 +135,9 @@ class EntropicPlan:
 
     def matvec(self, v: Any) -> Any:
         """`T v`, block by block."""
-        entries = lambda block, f, a: a * (jnp.exp((f[:, None] + self.g - block) / self.epsilon) @ (self.b * v))
-        return self.cost.rows(entries, self.f, self.a)
+        log_b = log_mass(self.b)
+        entries = lambda block, f, log_a: _entries(f, self.g, block, log_a, log_b, self.epsilon) @ v
+        return self.cost.rows(entries, self.f, log_mass(self.a))
 
     def rmatvec(self, u: Any) -> Any:
         """`T'u`."""
@@ -113,8 +145,13 @@ class EntropicPlan:
 
     def todense(self) -> Any:
         """The plan, `(n, m)`."""
-        exponent = (self.f[:, None] + self.g - self.cost.todense()) / self.epsilon
-        return self.a[:, None] * self.b * jnp.exp(exponent)
+        logs = log_mass(self.a), log_mass(self.b)
+        return _entries(self.f, self.g, self.cost.todense(), *logs, self.epsilon)
+
+
+def _entries(f: Any, g: Any, C: Any, log_a: Any, log_b: Any, epsilon: Any) -> Any:
+    """Entries of a plan; exactly 0 in empty bins, whatever their potentials."""
+    return jnp.exp(three_sum(f[:, None], g, -C) / epsilon + log_b + log_a[:, None])
 
 
 def log_mass(a: Any) -> Any:
@@ -128,7 +165,7 @@ def log_mass(a: Any) -> Any:
 
 
 def entropic_marginals(problem: Any, y: Potentials) -> Marginals:
-    """`(T1, T'1)` of the plan that the potentials define, in the log domain.
+    """`(T1, T'1)` of the plan that the potentials define, in the log domain, with compensated exponents.
 
     Example:
         >>> from pdopt.problems.transport import Transport
@@ -137,6 +174,29 @@ def entropic_marginals(problem: Any, y: Potentials) -> Marginals:
         [0.5 0.5]
     """
     cost, epsilon, a, b = problem.cost, problem.regulariser.epsilon, problem.a, problem.b
-    soft_f = cost.softmin_rows(log_mass(b) + y.g / epsilon, epsilon)
-    soft_g = cost.transpose().softmin_rows(log_mass(a) + y.f / epsilon, epsilon)
-    return Marginals(a * jnp.exp((y.f - soft_f) / epsilon), b * jnp.exp((y.g - soft_g) / epsilon))
+    row = cost.log_rows(y.f, y.g, log_mass(b), epsilon)
+    column = cost.transpose().log_rows(y.g, y.f, log_mass(a), epsilon)
+    # An empty bin's potential is 0, not what would be feasible: its exponential may overflow, its mass is still 0.
+    return Marginals(jnp.exp(log_mass(a) + row), jnp.exp(log_mass(b) + column))
+
+
+def entropic_targets(problem: Any, y: Potentials) -> Marginals:
+    """What the marginals should be: `a exp(-f / rho_a)` and `b exp(-g / rho_b)`; a and b where balanced."""
+    lost, gained = (1 / rho for rho in problem.unbalanced)
+    return Marginals(problem.a * jnp.exp(-y.f * lost), problem.b * jnp.exp(-y.g * gained))
+
+
+def _conjugate(f: Any, a: Any, lost: Any) -> Any:
+    """`rho <a, 1 - exp(-f / rho)>` with `lost = 1 / rho`; `<f, a>` where that is 0."""
+    safe = jnp.where(lost > 0, lost, 1)
+    return jnp.vdot(jnp.where(lost > 0, -jnp.expm1(-f * lost) / safe, f), a)
+
+
+def _side_gap(f: Any, a: Any, marginal: Any, lost: Any) -> Any:
+    """What one side leaves open: `<f, T1 - a>`, or `<f, T1> + rho KL(T1 | a)` less the conjugate at f."""
+    safe = jnp.where(lost > 0, lost, 1)
+    there = (a > 0) & (marginal > 0)
+    logs = jnp.where(there, marginal * jnp.log(jnp.where(there, marginal / jnp.where(a > 0, a, 1), 1)), 0)
+    divergence = jnp.sum(logs - marginal + a) / safe
+    soft = jnp.vdot(f, marginal) + divergence - _conjugate(f, a, lost)
+    return jnp.where(lost > 0, soft, jnp.vdot(f, marginal - a))

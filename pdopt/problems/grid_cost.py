@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from pdopt.errors import InvalidProblem
 from pdopt.problems.checks import check_finite
-from pdopt.problems.costs import Cost
+from pdopt.problems.costs import HIGHEST, Cost
 from pdopt.runtime.precision import as_array
 from pdopt.types import record
 
@@ -31,6 +31,8 @@ class Grid(Cost):
     """
 
     axes: Any
+
+    separable = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "axes", tuple(self.axes))
@@ -99,6 +101,19 @@ class Grid(Cost):
         """`-epsilon log sum_j exp(h_j - C_ij / epsilon)`, axis by axis."""
         lse = lambda values, axis: jax.nn.logsumexp(values[..., None, :] - axis / epsilon, axis=-1)
         return -epsilon * self._fold(h, lse)
+
+    def log_rows(self, f: Any, g: Any, log_b: Any, epsilon: Any) -> Any:
+        """`log sum_j b_j exp((f_i + g_j - C_ij) / epsilon)`, by the soft minimum over each axis."""
+        return (f - self.softmin_rows(log_b + g / epsilon, epsilon)) / epsilon
+
+    def sum_rows(self, f: Any, g: Any, b: Any, epsilon: Any) -> Any:
+        """The same without the logarithm."""
+        log_b = jnp.where(b > 0, jnp.log(jnp.where(b > 0, b, 1)), -jnp.inf)
+        return jnp.exp(jnp.minimum(self.log_rows(f, g, log_b, epsilon), HIGHEST))
+
+    def spread(self) -> Any:
+        """The sum over axes of the median of `mean_j - min_j`."""
+        return sum((jnp.median(jnp.mean(c, axis=1) - jnp.min(c, axis=1)) for c in self.axes), jnp.zeros((), self.dtype))
 
     def _fold(self, values: Any, reduce: Any) -> Any:
         values = values.reshape(self.targets)

@@ -11,7 +11,14 @@ from pdopt.types import Optimality, Pair
 
 
 class Regulariser(abc.ABC):
-    """The verbs that `Transport` passes on; `problem` is the transport problem, `pair.y` its `Potentials`."""
+    """The verbs that `Transport` passes on; `problem` is the transport problem, `pair.y` its `Potentials`.
+
+    `max_iterations` is the default limit for problems with this regulariser, None for that of `solve`. A regulariser
+    whose iterate carries its residuals offers `audited(problem, pair, status, tolerance) -> (Optimality, status)`: the
+    last word on the pair that is returned.
+    """
+
+    max_iterations: int | None = None
 
     @abc.abstractmethod
     def shapes(self, problem: Any) -> Any:

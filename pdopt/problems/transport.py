@@ -96,6 +96,11 @@ class Transport:
         """The regulariser, `Unregularised()` where there is none."""
         return Unregularised() if self.regulariser is None else self.regulariser
 
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """What `solve` takes where no tolerance or limit is given: L1 error 1e-4, in both dtypes."""
+        return {"tolerance": 1e-4, "max_iterations": self.rule.max_iterations}
+
     def pair_shapes(self) -> Pair:
         """Shapes and dtypes of a pair inside a solver: x as the regulariser has it, y the potentials."""
         n, m = self.shape
@@ -138,6 +143,13 @@ class Transport:
         """Residuals and both objectives of a pair; primal is the L1 error of both marginals over the mass of a."""
         with precision_scope(self):
             return self.rule.optimality(self, pair)
+
+    def audited(self, pair: Pair, found: Optimality, status: Any, tolerance: Any) -> tuple[Optimality, Any]:
+        """The last word on the pair that is returned, where the iteration carried its residuals along."""
+        if not hasattr(self.rule, "audited"):
+            return found, status
+        with precision_scope(self):
+            return self.rule.audited(self, pair, status, tolerance)  # pyright: ignore[reportAttributeAccessIssue]
 
     def lagrangian(self, pair: Pair, proof: Any) -> Any:
         """The Lagrangian with the pair held; its derivative is that of the value (envelope theorem)."""

@@ -19,7 +19,11 @@ HISTORY = ("iterations", "objective", "dual_objective", "primal", "dual", "gap")
 
 
 class Method(Protocol):
-    """What the loop asks of a method; `direction` is optional (methods that can meet rays)."""
+    """What the loop asks of a method.
+
+    Optional: `direction` (methods that can meet rays); `block(view, state, steps) -> (state, visit)`, the same steps at
+    once where they share work; `stalled(state)`, whether rounding keeps the method from going on.
+    """
 
     every: int
 
@@ -87,8 +91,7 @@ def advance_until(judge: Any, view: Any, method: Any, carry: Carry, until: Any, 
     def block(carry: Carry) -> Carry:
         # Plain steps, then one whose visit is looked at.
         steps = jnp.clip(limit - carry.iterations, 1, method.every)
-        state = lax.fori_loop(0, steps - 1, lambda _, s: method.step(view, s)[0], carry.state)
-        state, visit = method.step(view, state)
+        state, visit = _steps(view, method, carry.state, steps)
         pair = view.back(method.pair(view, state, visit))
         found = judge.optimality(pair)
         iterations = carry.iterations + steps
@@ -99,6 +102,13 @@ def advance_until(judge: Any, view: Any, method: Any, carry: Carry, until: Any, 
         return Carry(state, best, optimality, status, iterations, ray, _remember(carry.history, found, iterations))
 
     return lax.while_loop(running, block, carry)
+
+
+def _steps(view: Any, method: Any, state: Any, steps: Any) -> tuple[Any, Visit]:
+    if hasattr(method, "block"):
+        return method.block(view, state, steps)
+    state = lax.fori_loop(0, steps - 1, lambda _, s: method.step(view, s)[0], state)
+    return method.step(view, state)
 
 
 def _verdict(
@@ -114,6 +124,8 @@ def _verdict(
     floor = jnp.sqrt(jnp.finfo(size.dtype).eps)
     stalled = jnp.where(found.residuals.error <= floor, _code(Status.PRECISION_LIMIT), _code(Status.NUMERICAL_ERROR))
     status = jnp.where(still, stalled, status)
+    if hasattr(method, "stalled"):
+        status = jnp.where(method.stalled(state), _code(Status.PRECISION_LIMIT), status)
     status = jnp.where(size > GROWTH, _code(Status.DIVERGED), status)
     if hasattr(judge, "rays") and hasattr(method, "direction"):
         rays = judge.rays(view.back(method.direction(view, state, visit)))
