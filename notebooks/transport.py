@@ -74,9 +74,8 @@ plt.show()
 # %% [markdown]
 # ## Sparse plans
 #
-# The same two clouds, 60 colours each, under four regularisers. Entropy uses every entry (what is white underflows, in
-# float32); the quadratic has exact
-# zeros; `KSparse(gamma, k)` allows k entries in each column.
+# The same two clouds, 60 colours each, under four regularisers. Entropy uses every entry (what is white underflows in
+# float32); the quadratic has exact zeros; `KSparse(gamma, k)` allows k entries in each column.
 #
 # Where k is in the way there is something to know: no k-sparse plan answers any prices with the right row sums. The
 # optimum is a **mixture** of k-sparse columns, which has a few entries more. pdopt returns both, the mixture as

@@ -66,7 +66,7 @@ def test_quadratic_transport_is_the_quadratic_program(method, dtype):
     T, value = by_clarabel(COST, A, B, GAMMA)
     assert solution.reason is Status.OPTIMAL
     # |P - P*| <= gap + |potentials| times the marginal error; gamma/2 |T - T*|^2 is at most that.
-    slack = 4 * tolerance * (abs(value) + float(jnp.abs(solution.y.f).max() + jnp.abs(solution.y.g).max())) + 1e-9
+    slack = 4 * tolerance * (abs(value) + float(np.abs(solution.y.f).max() + np.abs(solution.y.g).max())) + 1e-9
     assert abs(float(solution.objective) - value) <= slack
     assert np.linalg.norm(np.asarray(solution.x.todense(), np.float64) - T) <= (2 * slack / GAMMA) ** 0.5
     ones = jnp.ones(M, dtype)
@@ -188,7 +188,7 @@ def test_slopes_of_the_value():
         with jax.enable_x64(True):
             rng = np.random.default_rng(0)
             direction = [rng.standard_normal(shape) for shape in ((N, M), (N,), (M,))]
-            direction = [direction[0], *(d - d.mean() for d in direction[1:])]
+            direction = [0.1 * direction[0], *(d - d.mean() for d in direction[1:])]
             base = [jnp.asarray(v) for v in (COST, A, B)]
 
             @jax.jit
@@ -196,13 +196,14 @@ def test_slopes_of_the_value():
             def value(step, rule=rule, base=base, direction=direction):
                 C, a, b = (v + step * d for v, d in zip(base, direction))
                 problem = pdopt.Transport(C, a, b, rule, dtype=jnp.float64, check=False)
-                return pdopt.solve(problem, tolerance=1e-9, max_iterations=5000).objective
+                return pdopt.solve(problem, tolerance=1e-10, max_iterations=5000).objective
 
-            step = 1e-4
-            # The value is piecewise smooth: the difference errs by step times its curvature.
+            # The value has a piecewise linear slope: the difference errs by at most step times its curvature, about
+            # |direction|^2 / gamma = 10, and by the tolerance over the step.
+            step = 1e-5
             step, zero = jnp.float64(step), jnp.float64(0)
             slope, difference = value(zero)[1], (value(step)[0] - value(-step)[0]) / (2 * step)
-            np.testing.assert_allclose(slope, difference, rtol=1e-4)
+            np.testing.assert_allclose(slope, difference, atol=1e-4)
 
 
 def test_a_batch_is_the_loop():
