@@ -52,10 +52,10 @@ class Colours(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A dense plan, a lower bound, the steps taken, and the marginal error by step where it was recorded."""
+    """A dense plan, a lower bound (None: not told), the steps taken, and the marginal error by step where it was recorded."""
 
     plan: np.ndarray
-    bound: float
+    bound: float | None
     steps: int
     curve: dict[str, list[float]]
 
@@ -145,21 +145,20 @@ def by_pot(data: Colours, k: int) -> Answer:
             data.a, data.b, data.C.copy(), data.gamma, reg_type="sparsity_constrained", max_nz=k,
             numItermax=LBFGS_STEPS, stopThr=1e-12, log=True,
         )  # fmt: skip
-    bound = -float(log["fun"]) if "fun" in log else float("nan")
-    return Answer(np.asarray(plan), bound, int(log.get("nit", LBFGS_STEPS)), {})
+    return Answer(np.asarray(plan), None, int(log.get("nit", LBFGS_STEPS)), {})
 
 
 SOLVERS: dict[str, Callable[[Colours, int], Answer]] = {OURS: ours, PLAIN: plain, MEAN: averaged, POT: by_pot}
 
 
 def sparse(options: Options, say: Any = print) -> tuple[list[dict[str, Any]], list[Claim], list[Table], list[Path]]:
-    """Run all solvers on all instances; quick: one instance, and averaged subgradients for one k only."""
+    """Run all solvers on all instances; quick: one instance, k that bind, averaged subgradients for one of them."""
     instances = [colours(100, 80, options.seed)]
     if options.full:
         instances += [colours(100, 80, options.seed + 1), colours(100, 80, options.seed + 2), colours(300, 240, 0)]
     records, curves = [], {}
     for data in instances:
-        for k in KS:
+        for k in KS if options.full else BINDING:
             names = [name for name in SOLVERS if name != MEAN or k == 2 or (options.full and k in BINDING)]
             for name, (record, curve) in _compared(data, k, names).items():
                 records.append(record)
@@ -179,14 +178,14 @@ def _compared(data: Colours, k: int, names: list[str]) -> dict[str, tuple[dict[s
         first[name] = time.process_time() - began
     for turn in range(REPEATS):
         for name in names if turn % 2 else names[::-1]:
-            if turn and first[name] > 2:
-                continue  # a long run needs no repetition
+            if name == POT or (turn and first[name] > 2):
+                continue  # nothing to compile; a long run needs no repetition
             began = time.process_time()
             SOLVERS[name](data, k)
             warm[name].append(time.process_time() - began)
     found = {}
     for name, answer in answers.items():
-        cpu = float(np.median(warm[name]))
+        cpu = float(np.median(warm[name] or [first[name]]))
         found[name] = ({**_judged(data, k, name, answer), "cpu": cpu, "compile": first[name] - cpu}, answer.curve)
     return found
 
@@ -218,7 +217,10 @@ def _claims(records: list[dict[str, Any]]) -> list[Claim]:
         Claim("k-sparse: row error of the mixture at k = 1, 2, 4", error["row_error"], 1e-4, "<=", note(error)),
         Claim("k-sparse: row error that L-BFGS and POT leave there", least["row_error"], 1e-2, ">=", note(least)),
         Claim("k-sparse: |cost / exact cost - 1|", abs(excess["excess"]), 0.01, "<=", note(excess)),
-        Claim("k-sparse: row error where k does not bind", worst(free, "row_error")["row_error"], 1e-4, "<="),
+        Claim(
+            "k-sparse: row error where k does not bind", max((r["row_error"] for r in free), default=None), 1e-4, "<=",
+            "k = 16" if free else "in the full comparison only",
+        ),
         Claim(
             "k-sparse: steps of averaged subgradients / ours", fewer[0], 10.0, ">=",
             note(fewer[1]) if fewer[1] else "not run",
@@ -231,7 +233,7 @@ def _table(records: list[dict[str, Any]]) -> Table:
     rows = [
         [
             r["instance"], str(r["k"]), r["solver"], f"{r['row_error']:.1e}", f"{r['column_error']:.1e}",
-            f"{100 * r['excess']:.3f}", f"{r['bound']:.5f}", f"{r['entries_mean']:.1f} (max {r['entries_max']})",
+            f"{100 * r['excess']:.3f}", number(r["bound"]), f"{r['entries_mean']:.1f} (max {r['entries_max']})",
             str(r["steps"]), number(r["cpu"]), number(r["compile"]),
         ]
         for r in records
