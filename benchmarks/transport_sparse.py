@@ -52,7 +52,7 @@ class Colours(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A dense plan, a lower bound (None: not told), the steps taken, and the marginal error by step where it was recorded."""
+    """A dense plan, a lower bound (None: not told), the steps taken, and the marginal error by step if recorded."""
 
     plan: np.ndarray
     bound: float | None
@@ -255,7 +255,7 @@ def _picture(curves: dict[int, dict[str, dict[str, list[float]]]], path: Path) -
             look = {"color": COLOURS[names.index(name)], "linestyle": STYLES[names.index(name) % len(STYLES)]}
             axes.loglog(curve["steps"], curve["error"], label=name, linewidth=1.8, **look)
         axes.axhline(1e-4, color="0.6", linewidth=1)
-        axes.set(title=f"k = {k}", xlabel="saddle steps", ylim=(1e-6, 3))
+        axes.set(title=f"k = {k}", xlabel="saddle steps", xlim=(40, 3e4), ylim=(1e-6, 3))
         axes.grid(True, alpha=0.3)
         if place == 0:
             axes.set_ylabel("L1 error of the plan's rows")
