@@ -1,8 +1,8 @@
 """k-sparse transport: the row error of the plan where k binds, against L-BFGS alone, averaged subgradients and POT.
 
 The instance of the spec: n colours of one photograph to m of another (squared distance in RGB), gamma the mean cost.
-Every plan is judged here in float64 NumPy from its dense form. `sparse(options, say)` is one part of the comparison
-`transport`; it returns records, claims, tables and pictures.
+Every plan is judged here in float64 NumPy from its dense form. `section(options, say)` is one part of the comparison
+`transport`: it returns records, claims, tables and pictures.
 """
 
 import contextlib
@@ -151,7 +151,7 @@ def by_pot(data: Colours, k: int) -> Answer:
 SOLVERS: dict[str, Callable[[Colours, int], Answer]] = {OURS: ours, PLAIN: plain, MEAN: averaged, POT: by_pot}
 
 
-def sparse(options: Options, say: Any = print) -> tuple[list[dict[str, Any]], list[Claim], list[Table], list[Path]]:
+def section(options: Options, say: Any = print) -> tuple[list[dict[str, Any]], list[Claim], list[Table], list[Path]]:
     """Run all solvers on all instances; quick: one instance, k that bind, averaged subgradients for one of them."""
     instances = [colours(100, 80, options.seed)]
     if options.full:

@@ -18,7 +18,7 @@
 #
 #     min_T  <C, T> + R(T)        T 1 = a,   T'1 = b,   T >= 0
 #
-# The multipliers of the two marginals are the **potentials** `f` and `g`; they are prices, `(f, g) = d value / d(a, b)`.
+# The multipliers of the two marginals are the **potentials** `f` and `g`, prices: `(f, g) = d value / d(a, b)`.
 # What `R` is decides what the plan looks like: entropy spreads it, a quadratic gives it zeros, and a bound on the
 # entries of each column keeps it as sparse as you like. All are solved by the same step, with the plan as the exact
 # answer to the present prices.
@@ -172,8 +172,8 @@ plt.show()
 # %% [markdown]
 # ## What was learnt
 #
-# - **The regulariser makes the plan**: entropy leaves no entry at 0, a quadratic leaves few, k-sparse columns as many as
-#   they are allowed, and a mixture of them a few more.
+# - **The regulariser makes the plan**: entropy leaves no entry at 0, a quadratic leaves few, k-sparse columns as many
+#   as they are allowed, and a mixture of them a few more.
 # - **A plan that is k-sparse and one that is feasible are two plans** where k is in the way; the row error of each says
 #   which is which, and the dual objective bounds both from below.
 # - **Prices are derivatives**, so a changed problem starts from the old potentials and ends after a few steps.
