@@ -29,6 +29,7 @@ from pdopt.problems.entropy import Entropy
 from pdopt.problems.game import MatrixGame
 from pdopt.problems.linear import LinearProgram
 from pdopt.problems.quadratic import QuadraticProgram
+from pdopt.problems.sparsity import KSparse, Quadratic
 from pdopt.problems.transport import Transport
 from pdopt.rules.implicit import GRADIENTS, envelope, guard, smooth_envelope
 from pdopt.rules.loop import Carry, advance_until, begin, completed
@@ -67,9 +68,9 @@ def _(problem: Balancing) -> Balancer:
 
 @default_method.register
 def _(problem: Transport) -> Any:
-    if isinstance(problem.regulariser, Entropy):
-        return Sinkhorn()
-    return PDHG.lean() if problem.regulariser is None else SemiDual()
+    if isinstance(problem.regulariser, Quadratic | KSparse):
+        return SemiDual()
+    return Sinkhorn() if isinstance(problem.regulariser, Entropy) else PDHG.lean()
 
 
 @default_method.register

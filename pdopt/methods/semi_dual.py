@@ -51,7 +51,7 @@ class SemiDual:
             marginal error does not fall). A problem without kinks (`Quadratic`) has none.
         signal: `QuasiNewton()`.
         every: steps between checks, >= 1.
-        patience: checks without progress, near what the type can resolve, after which nothing moves any more.
+        patience: checks without progress, near what the type can resolve, after which the status is PRECISION_LIMIT.
 
     Raises:
         InvalidOption: a setting outside its range.
@@ -108,12 +108,15 @@ class SemiDual:
         return State(start, Memory(start.y, search), start.x, smoothing, unit, far, far, jnp.int32(0))
 
     def step(self, view: Any, state: State) -> tuple[State, Visit]:
-        """One saddle step; a state that has been idle for too long stays where it is."""
+        """One saddle step."""
         parts = self.parts(view, state.centre, state.smoothing)
-        length = jnp.where(state.idle < self.patience, 1, 0).astype(state.unit.dtype)
-        pair, memory = saddle_step(parts, length, state.pair, state.memory)
+        pair, memory = saddle_step(parts, jnp.ones_like(state.unit), state.pair, state.memory)
         # The plan is a function of the potentials: they alone say whether a step moved anything.
         return state._replace(pair=pair, memory=memory), Visit(Pair((), state.pair.y), Pair((), pair.y))
+
+    def stalled(self, state: State) -> Any:
+        """Whether nothing got better for `patience` checks, near what the type can resolve."""
+        return state.idle >= self.patience
 
     def pair(self, view: Any, state: State, visit: Visit) -> Pair:
         """The latest plan, with the potentials that it answers."""

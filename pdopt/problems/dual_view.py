@@ -2,7 +2,7 @@
 
 A view has `plan(y, centre, smoothing)`, the exact minimiser of the Lagrangian plus a proximal term at `centre`, its
 `violation` and the `move` of y. In a *semi* view y is f alone, and each column of the plan has its mass exactly; in a
-*full* view y is the pair of potentials. `smooth` says that the proximal term is needed: the dual has kinks without it.
+*full* view y is the pair of potentials. `kinks` says that the proximal term is needed.
 """
 
 from functools import singledispatch

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from pdopt.problems.couplings import Marginals, Potentials
+from pdopt.runtime.precision import precision_scope
 from pdopt.types import record
 
 
@@ -38,15 +39,18 @@ class QuadraticPlan:
     def matvec(self, v: Any) -> Any:
         """`T v`, block by block."""
         entries = lambda block, f: jnp.maximum(f[:, None] + self.g - block, 0) @ v
-        return self.cost.rows(entries, self.f) / self.gamma
+        with precision_scope(self):
+            return self.cost.rows(entries, self.f) / self.gamma
 
     def rmatvec(self, u: Any) -> Any:
         """`T'u`."""
-        return QuadraticPlan(self.cost.transpose(), self.g, self.f, self.gamma).matvec(u)
+        with precision_scope(self):
+            return QuadraticPlan(self.cost.transpose(), self.g, self.f, self.gamma).matvec(u)
 
     def todense(self) -> Any:
         """The plan, `(n, m)`."""
-        return jnp.maximum(self.f[:, None] + self.g - self.cost.todense(), 0) / self.gamma
+        with precision_scope(self):
+            return jnp.maximum(self.f[:, None] + self.g - self.cost.todense(), 0) / self.gamma
 
 
 def quadratic_marginals(cost: Any, y: Potentials, gamma: Any) -> Marginals:

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pdopt.runtime.precision import precision_scope
 from pdopt.types import record
 
 
@@ -39,29 +40,34 @@ class SparseColumns:
 
     def matvec(self, v: Any) -> Any:
         """`T v`, `(n,)`."""
-        return jnp.zeros(self.rows, self.dtype).at[self.indices].add(self.values * v[:, None])
+        with precision_scope(self.values):
+            return jnp.zeros(self.rows, self.dtype).at[self.indices].add(self.values * v[:, None])
 
     def rmatvec(self, u: Any) -> Any:
         """`T'u`, `(m,)`."""
-        return jnp.sum(self.values * u[self.indices], axis=1)
+        with precision_scope(self.values):
+            return jnp.sum(self.values * u[self.indices], axis=1)
 
     def row_sums(self) -> Any:
         """`T 1`."""
-        return jnp.zeros(self.rows, self.dtype).at[self.indices].add(self.values)
+        with precision_scope(self.values):
+            return jnp.zeros(self.rows, self.dtype).at[self.indices].add(self.values)
 
     def column_sums(self) -> Any:
         """`T'1`."""
-        return jnp.sum(self.values, axis=1)
+        with precision_scope(self.values):
+            return jnp.sum(self.values, axis=1)
 
     def nonzeros(self) -> Any:
         """Entries that are not 0 in each column, `(m,)`."""
-        return jnp.sum(self.values > 0, axis=1)
+        with precision_scope(self.values):
+            return jnp.sum(self.values > 0, axis=1)
 
     def todense(self) -> Any:
         """The plan, `(n, m)`."""
-        return jax.vmap(lambda place, value: jnp.zeros(self.rows, self.dtype).at[place].add(value), out_axes=1)(
-            self.indices, self.values
-        )
+        with precision_scope(self.values):
+            column = lambda place, value: jnp.zeros(self.rows, self.dtype).at[place].add(value)
+            return jax.vmap(column, out_axes=1)(self.indices, self.values)
 
 
 @record

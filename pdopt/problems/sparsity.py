@@ -27,6 +27,7 @@ from pdopt.problems.top_k import largest, mixed_orthant, mixed_simplex, support_
 from pdopt.types import Optimality, Pair, Residuals, record
 
 SPARE = 32  # slots for the entries of a mixture beyond twice k: ties are rare, and 3 to 5 entries in all are usual
+LIMIT = 20_000  # steps taken by default; a few hundred are usual
 SIDES = ("column", "row")
 
 
@@ -46,6 +47,7 @@ class Quadratic(Regulariser):
     """
 
     gamma: Any
+    max_iterations = LIMIT
 
     def __post_init__(self) -> None:
         if concrete(self.gamma) is not None:
@@ -126,6 +128,7 @@ class KSparse(Regulariser):
     k: int
     by: str = "column"
     slots: int | None = None
+    max_iterations = LIMIT
 
     def __post_init__(self) -> None:
         if concrete(self.gamma) is not None:

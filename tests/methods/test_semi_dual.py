@@ -57,21 +57,22 @@ def solved(k, method=None, *, dtype=jnp.float64, tolerance=1e-6, C=COST, gamma=G
     return problem, pdopt.solve(problem, method, tolerance=tolerance, max_iterations=limit, gradient="none")
 
 
-@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
-@pytest.mark.parametrize("method", [pdopt.SemiDual(), pdopt.Dual()])
+@pytest.mark.parametrize(
+    ("method", "dtype"), [(pdopt.SemiDual(), jnp.float64), (pdopt.SemiDual(), jnp.float32), (pdopt.Dual(), jnp.float64)]
+)
 def test_quadratic_transport_is_the_quadratic_program(method, dtype):
     tolerance = 1e-7 if dtype == jnp.float64 else 1e-4
-    problem, solution = solved(None, method, dtype=dtype, tolerance=tolerance)
+    _problem, solution = solved(None, method, dtype=dtype, tolerance=tolerance)
     T, value = by_clarabel(COST, A, B, GAMMA)
     assert solution.reason is Status.OPTIMAL
     # |P - P*| <= gap + |potentials| times the marginal error; gamma/2 |T - T*|^2 is at most that.
-    slack = 4 * tolerance * (abs(value) + float(jnp.abs(solution.y.f).max() + jnp.abs(solution.y.g).max())) + 1e-9
+    slack = 4 * tolerance * (abs(value) + float(np.abs(solution.y.f).max() + np.abs(solution.y.g).max())) + 1e-9
     assert abs(float(solution.objective) - value) <= slack
     assert np.linalg.norm(np.asarray(solution.x.todense(), np.float64) - T) <= (2 * slack / GAMMA) ** 0.5
-    ones = jnp.ones(M, dtype)
+    ones = np.ones(M, dtype)
     with jax.enable_x64(True):
         np.testing.assert_allclose(solution.x.matvec(ones), np.asarray(solution.x.todense()).sum(1), rtol=1e-5)
-        np.testing.assert_allclose(solution.x.rmatvec(jnp.ones(N, dtype)), solution.x.todense().sum(0), rtol=1e-5)
+        np.testing.assert_allclose(solution.x.rmatvec(np.ones(N, dtype)), solution.x.todense().sum(0), rtol=1e-5)
     assert {leaf.dtype for leaf in solution.y} == {np.dtype(dtype)}
 
 
@@ -95,8 +96,7 @@ def test_one_entry_a_column_is_unregularised_transport():
     assert float(solution.dual_objective) == pytest.approx(value, rel=4e-6)
 
 
-@pytest.mark.parametrize("method", [pdopt.SemiDual(), pdopt.Dual()])
-@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize(("k", "method"), [(1, pdopt.SemiDual()), (2, pdopt.SemiDual()), (2, pdopt.Dual())])
 def test_a_feasible_mixture_where_k_binds(k, method):
     """The mixture closes its rows; the k-sparse plan cannot, and says so; both values bound what they should."""
     problem, solution = solved(k, method, tolerance=1e-5)
@@ -110,13 +110,15 @@ def test_a_feasible_mixture_where_k_binds(k, method):
     plan = np.asarray(proof.plan.todense())
     assert ((plan > 0).sum(0) <= k).all()
     np.testing.assert_allclose(np.abs(plan.sum(1) - A).sum(), float(proof.plan_error), atol=1e-12)
-    assert float(proof.plan_error) > 0.05 and int(proof.binding) > 0
+    assert float(proof.plan_error) > 0.05
+    assert int(proof.binding) > 0
     # Within 1 % of the exact cost; the bound is below the value of every k-sparse plan, the quadratic one below it.
     assert by_highs(COST, A, B) * 0.999 <= (COST * T).sum() <= by_highs(COST, A, B) * 1.01
     assert by_clarabel(COST, A, B, GAMMA)[1] <= float(solution.dual_objective) + 1e-6
     # A start at the solution takes no step.
     again = pdopt.solve(problem, method, start=solution, tolerance=2e-5)
-    assert int(again.iterations) == 0 and again.reason is Status.OPTIMAL
+    assert int(again.iterations) == 0
+    assert again.reason is Status.OPTIMAL
 
 
 def test_without_the_proximal_term_the_rows_stay_open():
@@ -129,6 +131,7 @@ def test_without_the_proximal_term_the_rows_stay_open():
     assert float(plain.dual_objective) <= float(whole.objective) + 1e-6
 
 
+@pytest.mark.slow
 def test_averaged_subgradient_steps_agree_on_a_small_problem():
     """The same view under the plain move: the mean of the k-sparse plans nears the mixture's value."""
     problem, solution = solved(2, tolerance=1e-6)
@@ -185,19 +188,24 @@ def test_slopes_of_the_value():
         with jax.enable_x64(True):
             rng = np.random.default_rng(0)
             direction = [rng.standard_normal(shape) for shape in ((N, M), (N,), (M,))]
-            direction = [direction[0], *(d - d.mean() for d in direction[1:])]
-            base = [jnp.asarray(v) for v in (COST, A, B)]
+            direction = [0.1 * direction[0], *(d - d.mean() for d in direction[1:])]
+            # Masses of which no partial sums agree: else the plan may fall apart, and the potentials are not unique.
+            masses = [v / v.sum() for v in (0.5 + rng.random(N), 0.5 + rng.random(M))]
+            base = [jnp.asarray(v) for v in (COST, *masses)]
 
             @jax.jit
+            @jax.value_and_grad
             def value(step, rule=rule, base=base, direction=direction):
                 C, a, b = (v + step * d for v, d in zip(base, direction))
                 problem = pdopt.Transport(C, a, b, rule, dtype=jnp.float64, check=False)
-                return pdopt.solve(problem, tolerance=1e-9, max_iterations=5000).objective
+                return pdopt.solve(problem, tolerance=1e-10, max_iterations=5000).objective
 
-            step = 1e-4
-            # The value is piecewise smooth: the difference errs by step times its curvature.
-            slope, difference = jax.grad(value)(0.0), (value(step) - value(-step)) / (2 * step)
-            np.testing.assert_allclose(slope, difference, rtol=1e-4)
+            # The value has a piecewise linear slope: the difference errs by at most step times its curvature, about
+            # |direction|^2 / gamma = 10, and by the tolerance over the step.
+            step = 1e-5
+            step, zero = jnp.float64(step), jnp.float64(0)
+            slope, difference = value(zero)[1], (value(step)[0] - value(-step)[0]) / (2 * step)
+            np.testing.assert_allclose(slope, difference, atol=1e-4)
 
 
 def test_a_batch_is_the_loop():
@@ -208,35 +216,35 @@ def test_a_batch_is_the_loop():
             pdopt.Transport(C, regulariser=rule, dtype=jnp.float64, check=False), tolerance=1e-5, gradient="none"
         )
         together = jax.jit(jax.vmap(one))(jnp.asarray(costs))
-        for place, C in enumerate(costs):
-            alone = jax.jit(one)(jnp.asarray(C))
-            assert int(together.status[place]) == int(alone.status) == Status.OPTIMAL
-            # Rounding moves a stop by some checks; the value is unique to the tolerance.
-            assert float(together.objective[place]) == pytest.approx(float(alone.objective), rel=4e-5)
-            assert int(together.iterations[place]) <= 3 * int(alone.iterations)
+    for place, C in enumerate(costs):
+        _, alone = solved(2, C=C, gamma=0.5, tolerance=1e-5)
+        assert int(together.status[place]) == int(alone.status) == Status.OPTIMAL
+        # Rounding moves a stop by some checks; the value is unique to the tolerance.
+        assert float(together.objective[place]) == pytest.approx(float(alone.objective), rel=4e-5)
+        assert int(together.iterations[place]) <= 3 * int(alone.iterations)
 
 
 @pytest.mark.parametrize("k", [1, 2, None])
 def test_zeros_and_repeated_points(k):
     """Half of a is 0, and so is an end of b; points come twice, so that the best columns are not unique."""
-    C = np.repeat(clouds(10, 8), 2, axis=0)
+    C = np.repeat(clouds(10, M), 2, axis=0)
     a = np.r_[np.zeros(10), np.full(10, 0.1)]
-    b = np.r_[np.full(7, 1 / 7), 0.0]
+    b = np.r_[np.full(M - 1, 1 / (M - 1)), 0.0]
     _, solution = solved(k, C=C, a=a, b=b, tolerance=1e-5, limit=20_000)
     assert solution.reason is Status.OPTIMAL, solution.residuals
     T = np.asarray(solution.x.todense())
     assert np.abs(T.sum(1) - a).sum() + np.abs(T.sum(0) - b).sum() <= 1.1e-5
-    assert T[:, 7].sum() <= 1e-5
-    assert np.isfinite(solution.y.f).all() and np.isfinite(solution.y.g).all()
+    assert T[:, -1].sum() <= 1e-5
+    assert np.isfinite(solution.y.f).all()
+    assert np.isfinite(solution.y.g).all()
 
 
-@pytest.mark.parametrize("shape", [(1, 4), (4, 1), (1, 1)])
-def test_one_source_or_one_target(shape):
-    for k in (1, None):
-        _, solution = solved(k, C=clouds(*shape), tolerance=1e-5)
-        assert solution.reason is Status.OPTIMAL
-        # k = 1 forbids nothing here that the marginals demand: (4, 1) mixes four columns of one entry.
-        np.testing.assert_allclose(solution.x.todense(), np.full(shape, 1 / (shape[0] * shape[1])), atol=2e-5)
+@pytest.mark.parametrize(("shape", "k"), [((1, 4), 1), ((4, 1), 1), ((1, 1), None)])
+def test_one_source_or_one_target(shape, k):
+    """The only plan there is; with k = 1, (4, 1) mixes four columns of one entry."""
+    _, solution = solved(k, C=clouds(*shape), tolerance=1e-5)
+    assert solution.reason is Status.OPTIMAL
+    np.testing.assert_allclose(solution.x.todense(), np.full(shape, 1 / (shape[0] * shape[1])), atol=2e-5)
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
@@ -258,8 +266,9 @@ def test_the_search_finds_the_top_of_a_quadratic():
         signal = QuasiNewton()
         y = jnp.zeros(8, jnp.float64)
         memory = Memory(y, signal.init(y, jnp.asarray(1e-3)))
+        one = jax.jit(lambda y, memory: signal(c - Q @ y, memory._replace(primal=y)))
         for _ in range(80):
-            u, memory = signal(c - Q @ y, memory._replace(primal=y))
+            u, memory = one(y, memory)
             y = y + u
         np.testing.assert_allclose(y, jnp.linalg.solve(Q, c), atol=1e-6)
 

@@ -138,7 +138,8 @@ def test_plans_of_few_entries_are_operators():
     np.testing.assert_array_equal(plan.rmatvec(jnp.array([1.0, 2.0, 3.0])), dense.T @ [1, 2, 3])
     np.testing.assert_array_equal(plan.nonzeros(), [2, 1])
     turned = TransposedColumns(plan)
-    assert turned.shape == (2, 3) and turned.dtype == plan.dtype
+    assert turned.shape == (2, 3)
+    assert turned.dtype == plan.dtype
     np.testing.assert_array_equal(turned.todense(), dense.T)
     np.testing.assert_array_equal(turned.matvec(jnp.ones(3)), dense.sum(0))
     np.testing.assert_array_equal(turned.rmatvec(jnp.ones(2)), dense.sum(1))
