@@ -161,7 +161,7 @@ def test_c_transform_is_feasible_and_never_lowers_the_bound():
 @pytest.mark.parametrize("method", [pdopt.PDHG.lean(), pdopt.AverageSpectrum()], ids=["lean", "average spectrum"])
 def test_three_arrays_of_the_size_of_the_cost(method):
     """Arguments, results and temporaries of the whole compiled solve: C, the plan, one plan being made; and vectors."""
-    n = 1500
+    n = 2000
     C = jnp.zeros((n, n), jnp.float32)
     problem = pdopt.Transport(C)
     options = checked_options(problem, 1e-4, 1000, "implicit", 0)

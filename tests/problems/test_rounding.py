@@ -57,7 +57,8 @@ def test_blocks_change_nothing():
     assert judged(C).block_rows < n
     blocks, whole = scale_down(judged(C), X, a, a), scale_down(C, X, a, a)
     for one, other in zip(blocks, whole):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-9)
+        # What is left over is a difference of masses of 1e-3: sums in another order move it by 1e-6 of them.
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-8)
     y = Potentials(jnp.zeros(n), jnp.zeros(n))
     np.testing.assert_array_equal(permutation_of(judged(C), X, y), permutation_of(C, X, y))
     p = permutation_of(C, X, y)
