@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-from benchmarks import linear
+from benchmarks import assignment, linear
 from benchmarks.claims import failed
 from benchmarks.harness import Options
 from benchmarks.instances import FAMILIES
@@ -19,6 +19,7 @@ from benchmarks.solvers import SOLVERS
 # name -> module with ABOUT and run(options, say) -> Report; a new comparison joins by one line
 COMPARISONS = {
     "linear": linear,
+    "assignment": assignment,
 }
 
 
