@@ -185,7 +185,12 @@ def _claims(records: list[dict[str, Any]], large: list[dict[str, Any]], sizes: t
             claims.append(Claim(promise, max(ratios.values()), 1.0, "<=", note))
     automatic = [r for r in records if r["weight"] == "automatic"]
     claims.append(
-        Claim("every automatic run within 1e-4 of the Hungarian optimum", max(abs(r["over"]) for r in automatic), GAP, "<=")
+        Claim(
+            "every automatic run within 1e-4 of the Hungarian optimum",
+            max(abs(r["over"]) for r in automatic),
+            GAP,
+            "<=",
+        )
     )
     for r in large:
         claims.append(Claim(f"certified relative gap at n = {r['n']}", r["gap"], 1.01 * GAP, "<="))

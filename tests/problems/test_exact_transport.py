@@ -43,7 +43,7 @@ def proved(solution, C, a, b, value, tolerance, wide):
     eps = 1e-12 if wide else 1e-6
     assert plan.min() >= 0
     assert np.abs(plan.sum(1) - a).sum() + np.abs(plan.sum(0) - b).sum() <= eps
-    rounding = (10 if wide else 10) * np.finfo(np.float64 if wide else np.float32).eps
+    rounding = 10 * np.finfo(np.float64 if wide else np.float32).eps
     assert (f[:, None] + g - C).max() <= rounding
     assert f @ a + g @ b <= value + rounding
     assert (C * plan).sum() >= value - rounding

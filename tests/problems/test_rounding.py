@@ -1,4 +1,4 @@
-"""Rounding: feasible whatever the plan was, never dearer than Altschuler's bound, and permutations that are permutations."""
+"""Rounding: feasible whatever the plan was, within Altschuler's bound, and permutations that are permutations."""
 
 import jax
 import jax.numpy as jnp
