@@ -1,6 +1,6 @@
-"""Assignment with uniform costs: iterations to a certified relative gap of 1e-4 for each rule, time and memory beside peers.
+"""Assignment with uniform costs: iterations of each rule to a certified gap of 1e-4, time and memory.
 
-Rules: Chambolle and Pock's constant step in the scalar and the deflated metric, the average-spectrum correction in both
+Rules: Chambolle and Pock's constant step in the scalar and deflated metrics, the average-spectrum correction in both
 (arXiv 2603.00644), and the library's default (adaptive step, Douglas-Rachford metric). Each with the best first weight of
 a fixed grid and with the automatic one. SciPy's Hungarian method gives the optimum; on a CPU it is the faster one.
 """
@@ -166,7 +166,7 @@ def _peers(C: np.ndarray) -> dict[str, float]:
 
 
 def _count(records: list[dict[str, Any]], n: int, rule: str, automatic: bool) -> float:
-    """Geometric mean over seeds of the iterations: automatic weight, or the best of the grid; a failure counts as NaN."""
+    """Geometric mean of the iterations over seeds: automatic weight, or the best of the grid; infinite for failures."""
     chosen = [r for r in records if r["n"] == n and r["rule"] == rule and (r["weight"] == "automatic") == automatic]
     best: dict[int, float] = {}
     for r in chosen:

@@ -11,12 +11,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pdopt.assign import assign
     from pdopt.geometry.entropic import Entropic
     from pdopt.geometry.moves import Euclidean
     from pdopt.methods.augmented_lagrangian import AugmentedLagrangian
-    from pdopt.methods.dual_ascent import DualAscent
-    from pdopt.assign import assign
     from pdopt.methods.average_spectrum import AverageSpectrum
+    from pdopt.methods.dual_ascent import DualAscent
     from pdopt.methods.mirror_descent import MirrorDescent
     from pdopt.methods.pdhg import PDHG
     from pdopt.operators.dense import Dense
@@ -77,9 +77,8 @@ _HOMES = {
 __all__ = [
     "HISTORY",
     "PDHG",
-    "AverageSpectrum",
-    "assign",
     "AugmentedLagrangian",
+    "AverageSpectrum",
     "Dense",
     "DualAscent",
     "Entropic",
@@ -102,6 +101,7 @@ __all__ = [
     "Steps",
     "Transport",
     "Visit",
+    "assign",
     "read_model",
     "read_mps",
     "read_solution",

@@ -144,8 +144,7 @@ class AverageSpectrum:
     def parts(self, view: Any, size: Size) -> Parts:
         """The row of the table: PDHG's functions with theta = 0.
 
-        Where the view knows `K K'` (`twice`), the violation of x travels and the gradient is made when it is needed; else
-        the gradient in x travels with y, so that a step costs one product with A and one with A'.
+        Where the view knows `K K'` (`twice`), the violation of x travels and the gradient is made when needed; else the gradient in x travels with y, so that a step costs one product with A and one with A'.
         """
         closed = hasattr(view, "twice")
 
@@ -240,7 +239,7 @@ class AverageSpectrum:
         return Pair(pick(predicted.x.point, state.pair.x.point), pick(predicted.y.point, state.pair.y.point))
 
     def check(self, view: Any, state: State, visit: Visit) -> State:
-        """Balance the two halves now and then, and make a carried violation afresh (its recursion collects rounding)."""
+        """Balance the two halves now and then; make a carried violation afresh (its recursion collects rounding)."""
         tuning, size = state.tuning, state.tuning.size
         checks = tuning.checks + 1
         due = checks % self.weigh_every == 0

@@ -231,7 +231,7 @@ def permuted_costs(cost: Any, permutation: Any) -> Any:
 
 
 def rounded_plan(problem: Any, X: Any, rounded: Rounded) -> Any:
-    """The feasible plan that `round_plan` chose, `(n, m)`, written over X block by block: no second plan is stored."""
+    """The feasible plan that `round_plan` chose, `(n, m)`, written over X: no second plan is stored."""
     n, m = X.shape
     size = min(n, judged(problem.cost).block_rows)
     u, v, r, c = rounded.scaling

@@ -1,4 +1,4 @@
-"""The average-spectrum method: its bookkeeping on transport, its options; solves are in the table and with transport."""
+"""The average-spectrum method: its bookkeeping, its options; solves are in the table and with transport."""
 
 import jax
 import jax.numpy as jnp

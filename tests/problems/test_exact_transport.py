@@ -1,4 +1,4 @@
-"""Exact transport end to end, against HiGHS and SciPy's Hungarian method: feasible plans, true bounds, derivatives, memory."""
+"""Exact transport end to end, against HiGHS and SciPy: feasible plans, true bounds, derivatives, memory."""
 
 import jax
 import jax.numpy as jnp
