@@ -1,8 +1,8 @@
 """Assignment with uniform costs: iterations of each rule to a certified gap of 1e-4, time and memory.
 
 Rules: Chambolle and Pock's constant step in the scalar and deflated metrics, the average-spectrum correction in both
-(arXiv 2603.00644), and the library's default (adaptive step, Douglas-Rachford metric). Each with the best first weight of
-a fixed grid and with the automatic one. SciPy's Hungarian method gives the optimum; on a CPU it is the faster one.
+(arXiv 2603.00644), and the library's default (adaptive step, Douglas-Rachford metric). Each with the best first weight
+of a fixed grid and with the automatic one. SciPy's Hungarian method gives the optimum; on a CPU it is the faster one.
 """
 
 import time
@@ -206,7 +206,7 @@ def _tables(records: list[dict[str, Any]], large: list[dict[str, Any]], sizes: t
         for rule in RULES
     ]
     context = [
-        [str(r["n"]), str(r["iterations"]), number(r["gap"]), number(r["arrays"]), number(r["compile"]), number(r["cpu"]),
+        [str(r["n"]), str(r["iterations"]), number(r["gap"]), number(r["arrays"]), number(r["compile"]), number(r["cpu"]),  # noqa: E501
          number(r["wall"]), ", ".join(f"{name} {seconds:.3g}" for name, seconds in r["peers"].items())]
         for r in large
     ]  # fmt: skip

@@ -204,7 +204,7 @@ def round_plan(problem: Any, X: Any, y: Potentials) -> Rounded:
 
 
 def permutation_of(cost: Cost, X: Any, y: Potentials, mass: Any = 1.0) -> Any:
-    """The permutation that follows the entries of `X / mass`, of order 1, and, between equal ones, small reduced costs; `(n,)`.
+    """The permutation of the largest `X / mass` (of order 1) and, between equal ones, small reduced costs; `(n,)`.
 
     Example:
         >>> y = Potentials(jnp.zeros(2), jnp.zeros(2))
