@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-from benchmarks import allocation, balancing, linear, matching, transport
+from benchmarks import allocation, assignment, balancing, linear, matching, transport
 from benchmarks.claims import failed
 from benchmarks.harness import Options
 from benchmarks.instances import FAMILIES
@@ -23,6 +23,7 @@ COMPARISONS = {
     "matching": matching,
     "allocation": allocation,
     "transport": transport,
+    "assignment": assignment,
 }
 
 

@@ -140,7 +140,19 @@ def test_the_saddle_step_is_defined_once():
 MULTIPLIERS = {"y", "dual", "lam", "mu", "multiplier", "multipliers"}
 STEPS = {"saddle_step", "respond"}
 # Calls that pick or make a multiplier without moving one: selection, a start at zero, the views' units, a T map.
-CARRIERS = {"where", "zeros", "zeros_like", "start", "back", "into", "stop_gradient", "init", "best", "begin"}
+CARRIERS = {
+    "correct",
+    "where",
+    "zeros",
+    "zeros_like",
+    "start",
+    "back",
+    "into",
+    "stop_gradient",
+    "init",
+    "best",
+    "begin",
+}
 
 
 def callee(call):

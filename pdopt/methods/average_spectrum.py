@@ -24,7 +24,7 @@ from pdopt.geometry.checks import concrete
 from pdopt.operators.scaling import Scaling
 from pdopt.problems.transport_saddle import require_balanced
 from pdopt.problems.views import in_metric, saddle
-from pdopt.rules.correction import Bend, correct, towards
+from pdopt.rules.correction import Bend, correct, imaged, towards
 from pdopt.rules.saddle import NO_MEMORY, Parts, advance, row, saddle_step
 from pdopt.types import Memory, Pair, Visit, record
 
@@ -144,7 +144,7 @@ class AverageSpectrum:
     def parts(self, view: Any, size: Size) -> Parts:
         """The row of the table: PDHG's functions with theta = 0.
 
-        Where the view knows `K K'` (`twice`), the violation of x travels and the gradient is made when it is needed; else
+        Where the view knows `K K'` (`twice`), the violation of x travels and the gradient is made when needed; else
         the gradient in x travels with y, so that a step costs one product with A and one with A'.
         """
         closed = hasattr(view, "twice")
@@ -158,10 +158,7 @@ class AverageSpectrum:
         def violation(seen: Image) -> Any:
             return seen.image if closed else view.violation(seen.point)
 
-        def move(y: Image, v: Any, step: Any) -> Image:
-            point = view.move(y.point, v, step)
-            return self._dual(view, point)
-
+        move = imaged(view.move, lambda point: self._dual(view, point))
         return row(primal, violation, move, theta=0.0)
 
     def _dual(self, view: Any, point: Any) -> Image:
@@ -200,11 +197,11 @@ class AverageSpectrum:
         """What the prediction met."""
         dx = optax.tree.sub(pair.x.point, predicted.x.point)
         dy = optax.tree.sub(pair.y, predicted.y)
-        primal, dual = optax.tree.vdot(dx, dx), optax.tree.vdot(dy.point, dy.point)
+        squares = optax.tree.vdot(dx, dx), optax.tree.vdot(dy.point, dy.point)
         if not hasattr(view, "twice"):
-            return Bend(primal, dual, optax.tree.vdot(dx, dy.image), optax.tree.vdot(dy.image, dy.image))
+            return Bend(*squares, optax.tree.vdot(dx, dy.image), optax.tree.vdot(dy.image, dy.image))
         dv = optax.tree.sub(pair.x.image, predicted.x.image)
-        return Bend(primal, dual, optax.tree.vdot(dv, dy.point), optax.tree.vdot(dy.point, view.twice(dy.point)))
+        return Bend(*squares, optax.tree.vdot(dv, dy.point), optax.tree.vdot(dy.point, view.twice(dy.point)))
 
     def step(self, view: Any, state: State) -> tuple[State, Visit]:
         """Correct what was predicted, then predict from there."""
@@ -235,12 +232,12 @@ class AverageSpectrum:
 
     def whole(self, view: Any, state: State) -> Pair:
         """The pair that belongs to a state: its prediction, or the start where there is none yet."""
-        predicted, began = self._predicted(view, state), state.began
-        pick = lambda ahead, now: jax.tree.map(lambda a, b: jnp.where(began, a, b), ahead, now)
-        return Pair(pick(predicted.x.point, state.pair.x.point), pick(predicted.y.point, state.pair.y.point))
+        now, ahead = state.pair, self._predicted(view, state)
+        begun = Pair(ahead.x.point, ahead.y.point)
+        return optax.tree.where(state.began, begun, Pair(now.x.point, now.y.point))
 
     def check(self, view: Any, state: State, visit: Visit) -> State:
-        """Balance the two halves now and then, and make a carried violation afresh (its recursion collects rounding)."""
+        """Balance the two halves now and then; make a carried violation afresh (its recursion collects rounding)."""
         tuning, size = state.tuning, state.tuning.size
         checks = tuning.checks + 1
         due = checks % self.weigh_every == 0

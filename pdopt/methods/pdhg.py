@@ -59,7 +59,7 @@ class PDHG:
         stepsize: `AdaptiveStep` or `ConstantStep`.
         restart: when an epoch ends; weight: how the primal weight moves then.
         scaling: what the problem is scaled by first.
-        metric: of the dual step of exact transport: "scalar", "deflated" or "douglas_rachford"; None takes the view's own.
+        metric: of transport's dual step: "scalar", "deflated" or "douglas_rachford"; None takes the view's own.
         every: steps between checks, >= 1 (64 on a CPU; 200 where a check costs several steps).
 
     Raises:

@@ -122,4 +122,3 @@ def c_transform(cost: Any, f: Any) -> Potentials:
     else:
         g = cost.transpose().min_rows(f)
     return Potentials(cost.min_rows(g), g)
-

@@ -3,8 +3,8 @@
     min_T max_y  <C, T> + <a - T1, f> + <b - T'1, g>,  T >= 0,        (f, g) = G^1/2 y
 
 `A A' = [[m I, 11'], [11', n I]]` has the eigenvalues m on rows that sum to 0, n on columns that sum to 0, n + m on
-`(m 1, n 1)` and 0 on `(1, -1)`. So every function of it is known in closed form, and a dual step can be taken in a metric
-G that makes `G^1/2 A` (whose norm is then 1) as round as possible:
+`(m 1, n 1)` and 0 on `(1, -1)`. Its functions are known in closed form, so a dual step can be taken in a metric G
+that makes `G^1/2 A` (whose norm is then 1) as round as possible:
 
     scalar            G = I / (n + m)                                 Chambolle, Pock 2011
     deflated          G = I / max(n, m), but 1 / (n + m) on (m 1, n 1): a step twice as long in all directions but one
@@ -33,14 +33,14 @@ from pdopt.types import Pair, record
 
 METRICS = ("scalar", "deflated", "douglas_rachford")
 
-# First primal weight, in units of the mean mass and the mean reduced cost: the best of a fixed grid on uniform costs was
+# First primal weight, in units of the mean mass and the mean reduced cost: the best of a grid on uniform costs was
 # 0.05 to 0.2 for n = 50 ... 1000.
 FIRST_WEIGHT = 0.1
 
 
 @record(static=("metric",))
 class TransportSaddle:
-    """The saddle of exact transport, potentials in units of `price`; plans keep the user's, or judging one would copy it.
+    """The saddle of exact transport, potentials in units of `price`; plans keep the user's, or judging copied them.
 
     Attributes:
         cost: in the user's units, divided by price on the fly.

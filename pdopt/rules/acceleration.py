@@ -1,6 +1,6 @@
 """What is wrapped around a step map `T`: each takes the point, calls T once, and says where to go next.
 
-    Plain        z' = T z                                                          (Lean: the same, with no anchor stored)
+    Plain        z' = T z                                                          (Lean: the same, no anchor stored)
     Relaxed      z' = z + omega (T z - z)                                          (Krasnoselskii, Mann)
     Averaged     z' = T z, and the weighted mean of all T z is kept beside it      (ergodic PDHG)
     Halpern      z' = w ((1 + rho) T z - rho z) + (1 - w) z0,  w = (k+1)/(k+2)     (Lu, Yang 2024, arXiv 2407.16144)

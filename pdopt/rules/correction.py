@@ -56,6 +56,11 @@ class Bend(NamedTuple):
         return 0.5 * (jnp.log(s * self.dual + tiny) - jnp.log(r * self.primal + tiny))
 
 
+def imaged(move: Any, dual: Any) -> Any:
+    """A move of multipliers that carry an image: `dual(moved point)` remakes both."""
+    return lambda y, v, step: dual(move(y.point, v, step))
+
+
 def towards(before: Any, after: Any, shift: Any) -> Any:
     """`w - shift (w - w~)` of every affine part of a pair: y, and images of x and y that were carried along."""
     return jax.tree.map(lambda w, ahead: w - shift * (w - ahead), before, after)

@@ -124,7 +124,7 @@ def completed(view: Any, method: Any, carry: Carry) -> Carry:
 def _kept(view: Any, method: Any, pair: Pair) -> Pair:
     """What the carry keeps of a judged pair: the pair itself, of which the best is kept.
 
-    A view whose pairs are too large to be kept twice (`keep`), with a method that can make the last judged pair from its
+    A view whose pairs are too large to be kept twice (`keep`), and a method that can make the last judged pair from its
     state (`remakes`, `whole`), keeps a part of the latest one: an OPTIMAL run ends there, and so does any other.
     """
     return view.keep(pair) if _keeps_part(view, method) else pair
