@@ -189,7 +189,7 @@ def ladder(size: int) -> int:
 
     Example:
         >>> ladder(8), ladder(9), ladder(1000)
-        (8, 10, 1129)
+        (8, 10, 1032)
     """
     step = 8
     while step < size:
