@@ -18,12 +18,12 @@ from benchmarks.solvers import SOLVERS
 
 # name -> module with ABOUT and run(options, say) -> Report; a new comparison joins by one line
 COMPARISONS = {
-    "balancing": balancing,
     "linear": linear,
-    "matching": matching,
-    "allocation": allocation,
     "transport": transport,
     "assignment": assignment,
+    "allocation": allocation,
+    "matching": matching,
+    "balancing": balancing,
 }
 
 

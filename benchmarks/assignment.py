@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.claims import Claim
 from benchmarks.harness import Options
 from benchmarks.machine import machine
-from benchmarks.plots import _axes, _look, _save, convergence_plot
+from benchmarks.plots import convergence_plot, line_look, picture_axes, save_picture
 from benchmarks.report import Report, Table, number
 
 ABOUT = "certified assignment: iterations of each PDHG rule, against SciPy's Hungarian method, POT and HiGHS"
@@ -218,12 +218,12 @@ def _tables(records: list[dict[str, Any]], large: list[dict[str, Any]], sizes: t
 
 
 def _iterations_plot(records: list[dict[str, Any]], sizes: tuple[int, ...], options: Options) -> Any:
-    figure, axes = _axes("Assignment, uniform costs: certified gap 1e-4", "n", "iterations (automatic weight)")
+    figure, axes = picture_axes("Assignment, uniform costs: certified gap 1e-4", "n", "iterations (automatic weight)")
     data = {rule: [_count(records, n, rule, True) for n in sizes] for rule in RULES}
     for place, (rule, counts) in enumerate(data.items()):
-        axes.loglog(sizes, counts, marker="o", label=rule, **_look(place))
+        axes.loglog(sizes, counts, marker="o", label=rule, **line_look(place))
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    return _save(figure, options.output / "iterations.png", {"n": list(sizes), **data})
+    return save_picture(figure, options.output / "iterations.png", {"n": list(sizes), **data})
 
 
 def _gap_plot(n: int, options: Options) -> Any:

@@ -21,7 +21,7 @@ from benchmarks.byte_model import Run, Size, Trainer, text
 from benchmarks.claims import Claim
 from benchmarks.harness import Options
 from benchmarks.machine import machine
-from benchmarks.plots import _axes, _look, _save
+from benchmarks.plots import line_look, picture_axes, save_picture
 from benchmarks.report import Report, Table, number
 from pdopt.models.experts import ExpertsConfig
 from pdopt.models.routers import ROUTERS, capacity, choose
@@ -246,15 +246,15 @@ def load_plot(histories: dict[str, np.ndarray], path: Path) -> Path:
         data[name] = {"steps": steps.tolist(), "shares": shares.tolist()}
     panels[0].set_ylabel(f"load / fair share (means of {every} steps)")
     panels[0].legend(fontsize=8)
-    return _save(figure, path, data)
+    return save_picture(figure, path, data)
 
 
 def curve_plot(curves: dict[str, np.ndarray], label: str, name: str, folder: Path) -> Path:
     """Curves over steps on log axes; what is not positive is left out."""
     title = "Regret against the best fixed bias" if "regret" in label else "Imbalance on fixed scores"
-    figure, axes = _axes(title, "step", label)
+    figure, axes = picture_axes(title, "step", label)
     for place, rule in enumerate(RULES):
         steps = np.arange(1, len(curves[rule]) + 1)
-        axes.loglog(steps, np.where(curves[rule] > 0, curves[rule], np.nan), label=rule, **_look(place))
+        axes.loglog(steps, np.where(curves[rule] > 0, curves[rule], np.nan), label=rule, **line_look(place))
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    return _save(figure, folder / name, {rule: curve.tolist() for rule, curve in curves.items()})
+    return save_picture(figure, folder / name, {rule: curve.tolist() for rule, curve in curves.items()})

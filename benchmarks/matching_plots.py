@@ -1,12 +1,11 @@
 """Pictures of the matching comparison: ratios by policy, bounds over the optimum, the worst small graphs."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.plots import COLOURS
+from benchmarks.plots import COLOURS, save_picture
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
@@ -36,7 +35,7 @@ def ratio_plot(rows: list[dict[str, Any]], bands: dict[str, list[tuple[str, floa
     panels[0].set_ylabel("mean reward / LP value (bars: 95 %)")
     panels[0].annotate("1 - 1/e", (0.01, 1 - 1 / np.e), xycoords=("axes fraction", "data"), fontsize=8, va="bottom")
     panels[-1].legend(fontsize=8, frameon=False)
-    return _save(figure, path, rows)
+    return save_picture(figure, path, rows)
 
 
 def bound_plot(rows: list[dict[str, Any]], path: Path) -> Path:
@@ -60,7 +59,7 @@ def bound_plot(rows: list[dict[str, Any]], path: Path) -> Path:
     axes.set_title("Bounds on the best adaptive policy")
     axes.grid(True, alpha=0.3)
     axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return _save(figure, path, rows)
+    return save_picture(figure, path, rows)
 
 
 def worst_plot(rows: list[dict[str, Any]], path: Path) -> Path:
@@ -75,7 +74,7 @@ def worst_plot(rows: list[dict[str, Any]], path: Path) -> Path:
         axes.set_title(f"{row['policy']}\n{row['ratio']:.3f} ± {row['error']:.3f}", fontsize=9)
     panels[0].set_ylabel("group, in order of arrival")
     figure.suptitle("Worst small graphs found (grey: an edge), ratio to the exact optimum", fontsize=10)
-    return _save(figure, path, rows)
+    return save_picture(figure, path, rows)
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, list[Any]]:
@@ -85,9 +84,3 @@ def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, li
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, list(figure.subplots(rows, columns, squeeze=False).ravel())
-
-
-def _save(figure: Any, path: Path, data: Any) -> Path:
-    figure.savefig(path, dpi=130)
-    path.with_suffix(".json").write_text(json.dumps(data))
-    return path

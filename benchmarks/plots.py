@@ -13,7 +13,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 STYLES = ("-", "--", ":", "-.")
 
 
-def _axes(title: str, across: str, up: str) -> tuple[Any, Any]:
+def picture_axes(title: str, across: str, up: str) -> tuple[Any, Any]:
+    """A figure with one titled pair of axes; no window system is asked for."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -27,7 +28,8 @@ def _axes(title: str, across: str, up: str) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _look(number: int) -> dict[str, Any]:
+def line_look(number: int) -> dict[str, Any]:
+    """Colour, style and width of a picture's line by its number."""
     return {"color": COLOURS[number % len(COLOURS)], "linestyle": STYLES[(number // 2) % len(STYLES)], "linewidth": 1.8}
 
 
@@ -45,14 +47,14 @@ def profile_plot(records: list[dict[str, Any]], field: str, tolerance: float, la
     profiles = performance_profile(costs)
     if not any(len(ratios) for ratios, _ in profiles.values()):
         return None
-    figure, axes = _axes(
+    figure, axes = picture_axes(
         f"Performance profile: {label}, tolerance {tolerance:g}", f"{label} / best", "share of instances"
     )
     last = max(ratios[-1] for ratios, _ in profiles.values() if len(ratios))
     for number, (solver, (ratios, shares)) in enumerate(profiles.items()):
         across = np.concatenate([[1.0], ratios, [max(2.0, 1.1 * last)]])
         up = np.concatenate([[0.0], shares, [shares[-1] if len(shares) else 0.0]])
-        axes.step(across, up, where="post", label=solver, **_look(number))
+        axes.step(across, up, where="post", label=solver, **line_look(number))
     axes.set_xscale("log", base=2)
     axes.set_ylim(0, 1.03)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
@@ -63,20 +65,20 @@ def convergence_plot(curves: dict[str, dict[str, list[float]]], title: str, path
     """Largest relative residual against iterations: curve name -> {"iterations", "error"}; None without curves."""
     if not curves:
         return None
-    figure, axes = _axes(title, "iterations", "largest relative residual")
+    figure, axes = picture_axes(title, "iterations", "largest relative residual")
     for number, (name, curve) in enumerate(curves.items()):
-        axes.loglog(curve["iterations"], curve["error"], label=name, **_look(number))
+        axes.loglog(curve["iterations"], curve["error"], label=name, **line_look(number))
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return save_picture(figure, path, curves)
 
 
 def regret_plot(curves: dict[str, dict[str, list[float]]], path: Path) -> Path:
     """Regret against the horizon on log axes, each curve with its fitted line: name -> {horizon, regret, error}."""
-    figure, axes = _axes("Regret against a certificate of each path", "horizon T", "mean regret")
+    figure, axes = picture_axes("Regret against a certificate of each path", "horizon T", "mean regret")
     for place, (name, curve) in enumerate(curves.items()):
         across, up = np.asarray(curve["horizon"], float), np.asarray(curve["regret"])
         slope, height = np.polyfit(np.log(across), np.log(np.maximum(up, 1e-12)), 1)
-        look = _look(place)
+        look = line_look(place)
         axes.errorbar(across, up, 2 * np.asarray(curve["error"]), fmt="o", color=look["color"], capsize=3)
         axes.plot(across, np.exp(height) * across**slope, **look, label=f"{name}: $T^{{{slope:.2f}}}$")
     axes.set_xscale("log")
@@ -90,7 +92,7 @@ def regret_plot(curves: dict[str, dict[str, list[float]]], path: Path) -> Path:
 
 def price_plot(run: dict[str, Any], fluid: dict[str, Any], path: Path) -> Path:
     """Prices of one path over its steps, and those of the fluid program as dashes at the right."""
-    figure, axes = _axes("Prices learnt on one path; dashes: prices of the fluid program", "step", "price")
+    figure, axes = picture_axes("Prices learnt on one path; dashes: prices of the fluid program", "step", "price")
     prices = np.asarray(run["prices"])
     for place in range(prices.shape[1]):
         colour = COLOURS[place % len(COLOURS)]

@@ -1,1 +1,1 @@
-"""Language models: one decoder for many families, its weights in and out, and mixtures of experts that stay balanced."""
+"""Language models: one decoder for many families, its weights in and out, and balanced mixtures of experts."""

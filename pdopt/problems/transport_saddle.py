@@ -146,7 +146,7 @@ class TransportSaddle:
     def _sizes(self) -> tuple[int, int]:
         return self.a.shape[-1], self.b.shape[-1]
 
-    def _weights(self) -> tuple[float, float, float, float]:
+    def _weights(self) -> tuple[float, ...]:
         """Eigenvalues of G on rows of sum 0, columns of sum 0, `(m 1, n 1)` and `(1, -1)`."""
         n, m = self._sizes()
         if self.metric == "scalar":
@@ -157,7 +157,7 @@ class TransportSaddle:
         return 1 / m, 1 / n, 1 / (n + m), 0.0
 
 
-def _spectral(y: Potentials, weights: tuple[float, float, float, float]) -> Potentials:
+def _spectral(y: Potentials, weights: tuple[float, ...]) -> Potentials:
     """The function of `A A'` with these eigenvalues, at y."""
     row, column, top, null = weights
     n, m = y.f.shape[-1], y.g.shape[-1]
