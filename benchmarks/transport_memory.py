@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.claims import Claim
+from benchmarks.harness import Options
 from benchmarks.report import Table, number
 
 ABOUT = "peak memory of value and gradient at n = m = 20 000"
@@ -119,19 +120,19 @@ def measure(solver: str, n: int, limit: float, sweeps: int = SWEEPS) -> dict[str
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def run_memory(full: bool, say: Any = print) -> tuple[list[dict[str, Any]], list[Claim], list[Table], list[Path]]:
+def section(options: Options, say: Any = print) -> tuple[list[dict[str, Any]], list[Claim], list[Table], list[Path]]:
     """Records, claims, tables and pictures (none) of the memory comparison.
 
     Quick mode runs the claim's size if a trial at half the size says that it fits its seconds, else that half: the
     claim is then judged on a quarter of the entries against the same 400 MB, which a stored plan would already take.
     """
-    limit = FULL_SECONDS if full else QUICK_SECONDS
+    limit = FULL_SECONDS if options.full else QUICK_SECONDS
     records = []
     for solver in SOLVERS:
         trial = measure(solver, QUICK_POINTS, limit)
         records.append(trial)
         enough = trial["outcome"] == "solved" and 4 * trial["wall"] + 10 < limit
-        if full or (solver == "pdopt" and enough):
+        if options.full or (solver == "pdopt" and enough):
             records.append(measure(solver, POINTS, limit))
         for record in records:
             if record["solver"] == solver:

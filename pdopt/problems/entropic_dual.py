@@ -71,11 +71,18 @@ def entropic_dual(y: Potentials, problem: Any) -> Any:
     # (sums - total of b) first: at an optimum of balanced masses it is 0, and nothing cancels afterwards.
     excess = jnp.vdot(a, sums - jnp.sum(b))
     rho_a, rho_b = problem.unbalanced
-    return _penalty(y.f, a, rho_a) + _penalty(y.g, b, rho_b) - epsilon * excess
+    return soft_mass(y.f, a, rho_a) + soft_mass(y.g, b, rho_b) - epsilon * excess
 
 
-def _penalty(f: Any, a: Any, rho: Any) -> Any:
-    """`-rho <a, exp(-f / rho) - 1>`, `<f, a>` for rho = inf; no branch that is not taken may be infinite."""
+def soft_mass(f: Any, a: Any, rho: Any) -> Any:
+    """`rho <a, 1 - exp(-f / rho)>`, what a side's potentials are worth; `<f, a>` for rho = inf.
+
+    No branch that is not taken may be infinite: its derivative would be NaN.
+
+    Example:
+        >>> print(soft_mass(jnp.ones(2), jnp.ones(2), jnp.inf))
+        2.0
+    """
     soft = jnp.isfinite(rho)
     weight = jnp.where(soft, rho, 1)
     return jnp.where(soft, -weight * jnp.vdot(a, jnp.expm1(-jnp.where(soft, f, 0) / weight)), jnp.vdot(f, a))

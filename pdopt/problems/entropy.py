@@ -20,7 +20,7 @@ from pdopt.errors import require_range
 from pdopt.problems.checks import concrete
 from pdopt.problems.costs import three_sum
 from pdopt.problems.couplings import Marginals, Potentials, marginal_error
-from pdopt.problems.entropic_dual import entropic_dual, extended, log_mass
+from pdopt.problems.entropic_dual import entropic_dual, extended, log_mass, soft_mass
 from pdopt.problems.entropic_gradients import potentials
 from pdopt.problems.regularisers import Regulariser
 from pdopt.types import Optimality, Pair, Residuals, Status, record
@@ -81,10 +81,10 @@ class Entropy(Regulariser):
         marginals = pair.x if carried else entropic_marginals(problem, y)
         error = marginal_error(marginals, *entropic_targets(problem, y))
         total = jnp.sum(a)
-        lost, gained = (1 / rho for rho in problem.unbalanced)
+        rho_a, rho_b = problem.unbalanced
         excess = self.epsilon * (jnp.sum(marginals.row) - total * jnp.sum(b))
-        bound = _conjugate(y.f, a, lost) + _conjugate(y.g, b, gained) - excess
-        gap = _side_gap(y.f, a, marginals.row, lost) + _side_gap(y.g, b, marginals.column, gained)
+        bound = soft_mass(y.f, a, rho_a) + soft_mass(y.g, b, rho_b) - excess
+        gap = _side_gap(y.f, a, marginals.row, rho_a) + _side_gap(y.g, b, marginals.column, rho_b)
         spread = jnp.max(jnp.abs(y.f)) + jnp.max(jnp.abs(y.g))
         primal, zero = error.row + error.column, jnp.zeros((), a.dtype)
         if carried:
@@ -181,17 +181,11 @@ def entropic_targets(problem: Any, y: Potentials) -> Marginals:
     return Marginals(problem.a * jnp.exp(-y.f * lost), problem.b * jnp.exp(-y.g * gained))
 
 
-def _conjugate(f: Any, a: Any, lost: Any) -> Any:
-    """`rho <a, 1 - exp(-f / rho)>` with `lost = 1 / rho`; `<f, a>` where that is 0."""
-    safe = jnp.where(lost > 0, lost, 1)
-    return jnp.vdot(jnp.where(lost > 0, -jnp.expm1(-f * lost) / safe, f), a)
-
-
-def _side_gap(f: Any, a: Any, marginal: Any, lost: Any) -> Any:
+def _side_gap(f: Any, a: Any, marginal: Any, rho: Any) -> Any:
     """What one side leaves open: `<f, T1 - a>`, or `<f, T1> + rho KL(T1 | a)` less the conjugate at f."""
-    safe = jnp.where(lost > 0, lost, 1)
+    weight = jnp.where(jnp.isfinite(rho), rho, 1)
     there = (a > 0) & (marginal > 0)
     logs = jnp.where(there, marginal * jnp.log(jnp.where(there, marginal / jnp.where(a > 0, a, 1), 1)), 0)
-    divergence = jnp.sum(logs - marginal + a) / safe
-    soft = jnp.vdot(f, marginal) + divergence - _conjugate(f, a, lost)
-    return jnp.where(lost > 0, soft, jnp.vdot(f, marginal - a))
+    divergence = weight * jnp.sum(logs - marginal + a)
+    soft = jnp.vdot(f, marginal) + divergence - soft_mass(f, a, rho)
+    return jnp.where(jnp.isfinite(rho), soft, jnp.vdot(f, marginal - a))
