@@ -40,5 +40,5 @@ def test_its_python_runs(tmp_path, monkeypatch, capsys):
 def test_it_holds_two_commands():
     commands = re.findall(r"^python3 -m venv .*$", README, re.MULTILINE)
     assert len(commands) == 2
-    assert commands[0].endswith("python -m benchmarks")
+    assert commands[0].endswith("python -m benchmarks linear")
     assert "pytest" in commands[1]

@@ -245,10 +245,13 @@ def test_paths_on_eight_devices_equal_those_on_one_without_communication():
 
 
 def test_prices_near_those_of_the_fluid_program():
-    """After 20 000 steps B's price is within 0.1 of 1 / sqrt(6 rate) - 1 and its reward within 1 % of the value."""
+    """After 20 000 steps B's price is within 0.1 of 1 / sqrt(6 rate) - 1, its reward near the value.
+
+    A step's reward has a deviation of about 0.2, the mean of four paths one of 0.5 % of the value: 2 % is four of them.
+    """
     found = pdopt.simulate(make("B"), None, jax.random.key(5), horizon=20_000, paths=4)
     np.testing.assert_allclose(found.multipliers, 1 / np.sqrt(0.3) - 1, atol=0.1)
-    np.testing.assert_allclose(np.asarray(found.reward) / 20_000, FLUID["B"], rtol=0.01)
+    np.testing.assert_allclose(np.asarray(found.reward).mean() / 20_000, FLUID["B"], rtol=0.02)
 
 
 def test_an_anytime_step_needs_no_horizon():

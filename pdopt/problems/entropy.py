@@ -140,9 +140,8 @@ class EntropicPlan:
 
     def matvec(self, v: Any) -> Any:
         """`T v`, block by block."""
-        log_b = log_mass(self.b)
-        entries = lambda block, f, log_a: _entries(f, self.g, block, log_a, log_b, self.epsilon) @ v
-        return self.cost.rows(entries, self.f, log_mass(self.a))
+        entries = lambda block, f, a: _entries(f, self.g, block, a, self.b, self.epsilon) @ v
+        return self.cost.rows(entries, self.f, self.a)
 
     def rmatvec(self, u: Any) -> Any:
         """`T'u`."""
@@ -150,13 +149,18 @@ class EntropicPlan:
 
     def todense(self) -> Any:
         """The plan, `(n, m)`."""
-        logs = log_mass(self.a), log_mass(self.b)
-        return _entries(self.f, self.g, self.cost.todense(), *logs, self.epsilon)
+        return _entries(self.f, self.g, self.cost.todense(), self.a, self.b, self.epsilon)
 
 
-def _entries(f: Any, g: Any, C: Any, log_a: Any, log_b: Any, epsilon: Any) -> Any:
-    """Entries of a plan; exactly 0 in empty bins, whatever their potentials."""
-    return jnp.exp(three_sum(f[:, None], g, -C) / epsilon + log_b + log_a[:, None])
+def _entries(f: Any, g: Any, C: Any, a: Any, b: Any, epsilon: Any) -> Any:
+    """Entries of a plan; the masses stay outside of the exponential, or an empty bin would have no slope in its mass.
+
+    Where the potentials are a plan's, the exponential is at most the inverse of a mass; the bound is for those that
+    float32 could not invert.
+    """
+    exponent = three_sum(f[:, None], g, -C) / epsilon
+    room = 0.999 * jnp.log(jnp.asarray(jnp.finfo(exponent.dtype).max, exponent.dtype))
+    return a[:, None] * (b * jnp.exp(jnp.minimum(exponent, room)))
 
 
 def entropic_marginals(problem: Any, y: Potentials) -> Marginals:

@@ -204,9 +204,10 @@ METHODS = {
     "AugmentedLagrangian fixed": Entry(pdopt.AugmentedLagrangian(penalty=5.0, growth=1.0), PLANES),
     "Sinkhorn": Entry(pdopt.Sinkhorn(), ("entropic",)),
     "Sinkhorn plain": Entry(pdopt.Sinkhorn(omega=1.0, anneal=False, mode="streamed"), ("entropic",)),
-    # Transport's own: its solved side is in tests/methods, since plans are operators and potentials come in pairs.
+    # Their solved side is in tests/methods: k-sparse plans are operators, and a balancing is judged by integer loads.
     "SemiDual": Entry(pdopt.SemiDual(), ()),
     "Dual": Entry(pdopt.Dual(), ()),
+    "Balancer": Entry(pdopt.Balancer(), ()),
     "MirrorDescent": Entry(pdopt.MirrorDescent(), ("game",), 1e-3, 1e-3),
     "MirrorDescent Euclidean": Entry(pdopt.MirrorDescent(move=pdopt.Euclidean()), ("game",), 1e-3, 1e-3),
     "MirrorDescent last": Entry(pdopt.MirrorDescent(acceleration=Plain()), ("game",), 1e-4, 1e-4),
