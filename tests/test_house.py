@@ -353,17 +353,9 @@ def test_exported_names_that_compute_have_an_example():
 # --- light imports ---------------------------------------------------------------------------------------------------
 
 HEAVY = (
-    "transformers",
-    "datasets",
-    "orbax",
-    "highspy",
-    "typer",
-    "matplotlib",
-    "rich",
-    "torch",
-    "tokenizers",
-    "safetensors",
-)
+    "transformers", "datasets", "orbax", "highspy", "typer", "matplotlib", "rich",
+    "torch", "tokenizers", "safetensors",
+)  # fmt: skip
 
 
 def child(code):

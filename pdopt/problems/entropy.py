@@ -23,6 +23,7 @@ from pdopt.problems.couplings import Marginals, Potentials, marginal_error
 from pdopt.problems.entropic_dual import entropic_dual, extended, log_mass, soft_mass
 from pdopt.problems.entropic_gradients import potentials
 from pdopt.problems.regularisers import Regulariser
+from pdopt.runtime.precision import precision_scope
 from pdopt.types import Optimality, Pair, Residuals, Status, record
 
 # Share of `eps_mach (<|f|, a> + <|g|, b>) / epsilon`, the bound on what rounded potentials add to an error, that
@@ -141,15 +142,18 @@ class EntropicPlan:
     def matvec(self, v: Any) -> Any:
         """`T v`, block by block."""
         entries = lambda block, f, a: _entries(f, self.g, block, a, self.b, self.epsilon) @ v
-        return self.cost.rows(entries, self.f, self.a)
+        with precision_scope(self):
+            return self.cost.rows(entries, self.f, self.a)
 
     def rmatvec(self, u: Any) -> Any:
         """`T'u`."""
-        return EntropicPlan(self.cost.transpose(), self.b, self.a, self.g, self.f, self.epsilon).matvec(u)
+        with precision_scope(self):
+            return EntropicPlan(self.cost.transpose(), self.b, self.a, self.g, self.f, self.epsilon).matvec(u)
 
     def todense(self) -> Any:
         """The plan, `(n, m)`."""
-        return _entries(self.f, self.g, self.cost.todense(), self.a, self.b, self.epsilon)
+        with precision_scope(self):
+            return _entries(self.f, self.g, self.cost.todense(), self.a, self.b, self.epsilon)
 
 
 def _entries(f: Any, g: Any, C: Any, a: Any, b: Any, epsilon: Any) -> Any:
