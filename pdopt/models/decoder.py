@@ -88,14 +88,14 @@ class Decoder:
 
     def logits(self, hidden: Any) -> Any:
         """`hidden @ head` in float32."""
-        matrix = head(self.config, self.params, self.execution.mesh).astype(hidden.dtype)
+        matrix = head(self.config, self.params).astype(hidden.dtype)
         logits = jnp.matmul(hidden, matrix, preferred_element_type=jnp.float32)
         return constrain(logits, self.execution.mesh, "batch", *(None,) * (hidden.ndim - 2), "vocab")
 
 
-def head(config: DecoderConfig, params: Any, mesh: Any = None) -> Any:
-    """The matrix `(width, vocabulary)` that makes logits; on a mesh its width is whole on every device."""
-    return constrain(params["embed"].T if config.tied else params["head"], mesh, None, "vocab")
+def head(config: DecoderConfig, params: Any) -> Any:
+    """The matrix `(width, vocabulary)` that makes logits."""
+    return params["embed"].T if config.tied else params["head"]
 
 
 def initialise(config: DecoderConfig, key: Any, dtype: Any = jnp.float32) -> Any:

@@ -300,6 +300,18 @@ def split_heads(mesh: Any, q: Any, k: Any, v: Any) -> tuple[Any, Any, Any]:
     return place(q, "heads"), place(k, "kv_heads"), place(v, "kv_heads")
 
 
+def rows_divide(mesh: Any, rows: int) -> bool:
+    """Whether there is a mesh, one of `make_mesh`'s axes, over which so many rows can be split evenly.
+
+    Example:
+        >>> rows_divide(None, 8), rows_divide(make_mesh(devices=jax.devices()[:1]), 8)
+        (False, True)
+    """
+    if mesh is None or not set(AXES) <= set(mesh.shape):
+        return False
+    return rows % math.prod(mesh.shape[axis] for axis in ROWS) == 0
+
+
 def lookup(table: Any, tokens: Any, dtype: Any, mesh: Any = None) -> Any:
     """`table[tokens]` in `dtype`, `(rows, tokens, width)`, rows split on a mesh.
 
@@ -311,7 +323,7 @@ def lookup(table: Any, tokens: Any, dtype: Any, mesh: Any = None) -> Any:
         >>> print(lookup(jnp.eye(3), jnp.array([[2]]), jnp.float32))
         [[[0. 0. 1.]]]
     """
-    if mesh is None or not set(AXES) <= set(mesh.shape) or tokens.shape[0] % math.prod(mesh.shape[a] for a in ROWS):
+    if not rows_divide(mesh, tokens.shape[0]):
         return constrain(table[tokens].astype(dtype), mesh, *RESIDUAL)
 
     def local(part: Any, ids: Any) -> Any:
