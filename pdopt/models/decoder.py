@@ -19,7 +19,7 @@ from pdopt.models.attention import attend, causal_mask, default_kernel, rotation
 from pdopt.models.block import norm, packed, project, residual
 from pdopt.models.config import DecoderConfig
 from pdopt.models.lora import Adapters, beside, merged
-from pdopt.models.sharding import RESIDUAL, constrain, lookup, split_heads
+from pdopt.models.sharding import RESIDUAL, constrain, lookup, split_heads, whole_layer
 from pdopt.types import record
 
 REMATS = ("none", "full", "dots")
@@ -192,12 +192,27 @@ def extend(
 def packed_layers(model: Decoder) -> tuple[Any, ...]:
     """The layers apart, with q, k, v side by side in `qkv` and gate, up in `gate_up`: fewer, wider products.
 
-    The same numbers; worth it where many small steps read the same weights. Adapters are added to weights that are kept
+    The same numbers; worth it where many small steps read the same weights. On a mesh they come to lie whole along
+    `fsdp`, or every token would gather them again. Adapters are added to weights that are kept
     and used in float32; in half precision the sum would round most of an adapter away, so there they stay apart.
     """
     whole = min(jnp.dtype(dtype).itemsize for dtype in (model.params["embed"].dtype, compute_dtype(model))) >= 4
     layers = (merged if whole else beside)(model.params["layers"], model.adapters)
-    return tuple(packed(model.config, slice_layer(layers, number)) for number in range(model.config.depth))
+    mesh = model.execution.mesh
+    apart = [whole_layer(slice_layer(layers, number), mesh, model.config) for number in range(model.config.depth)]
+    # Side by side, parts of `tensor` would no longer be heads or hidden units of one kind: they stay apart.
+    split = mesh is not None and mesh.shape.get("tensor", 1) > 1
+    return tuple(apart if split else [packed(model.config, layer) for layer in apart])
+
+
+def resident(model: Decoder) -> Decoder:
+    """The model whose head lies whole along `fsdp`, in the compute type: sent once, not at every new token."""
+    mesh, tied = model.execution.mesh, model.config.tied
+    if mesh is None:
+        return model
+    name, axes = ("embed", ("vocab", None)) if tied else ("head", (None, "vocab"))
+    table = constrain(model.params[name].astype(compute_dtype(model)), mesh, *axes)
+    return model.replace(params={**model.params, name: table})
 
 
 def compute_dtype(model: Decoder) -> Any:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pdopt.errors import InvalidProblem, require_shape
-from pdopt.models.decoder import Cache, Decoder, empty_cache, extend, packed_layers
+from pdopt.models.decoder import Cache, Decoder, empty_cache, extend, packed_layers, resident
 from pdopt.training.sampling import Sampling, draw
 
 # The shortest cache after the prompt; every stage of a decode doubles it.
@@ -90,7 +90,7 @@ def generate(
 
 @partial(jax.jit, static_argnames=("pad",))
 def _generate(model: Decoder, prompts: Any, valid: Any, key: Any, sampling: Sampling, rows: Any, pad: int) -> Rollout:
-    layers = packed_layers(model)
+    model, layers = resident(model), packed_layers(model)
     width = prompts.shape[1]
     lengths = jnp.sum(valid, axis=1)
     limit = sampling.max_new
