@@ -8,6 +8,7 @@ Parameters are a nested dictionary (`config.shapes` names them); layers are stac
 `Decoder` pairs the two for users: a pytree to call, differentiate and shard.
 """
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -206,13 +207,15 @@ def packed_layers(model: Decoder) -> tuple[Any, ...]:
 
 
 def resident(model: Decoder) -> Decoder:
-    """The model whose head lies whole along `fsdp`, in the compute type: sent once, not at every new token."""
-    mesh, tied = model.execution.mesh, model.config.tied
+    """The model with a head of its own, whole along `fsdp` and in the compute type: sent once, not at every new token.
+
+    Without a mesh the model as it is.
+    """
+    mesh = model.execution.mesh
     if mesh is None:
         return model
-    name, axes = ("embed", ("vocab", None)) if tied else ("head", (None, "vocab"))
-    table = constrain(model.params[name].astype(compute_dtype(model)), mesh, *axes)
-    return model.replace(params={**model.params, name: table})
+    table = constrain(head(model.config, model.params).astype(compute_dtype(model)), mesh, None, "vocab")
+    return model.replace(params={**model.params, "head": table}, config=replace(model.config, tied=False))
 
 
 def compute_dtype(model: Decoder) -> Any:

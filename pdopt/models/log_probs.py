@@ -66,9 +66,7 @@ def _local_scores(hidden: Any, targets: Any, head: Any, temperature: Any, chunk:
     return _scores(lax.pcast(hidden, "tensor", to="varying"), targets, whole, temperature, chunk, "tensor")
 
 
-def _scores(
-    hidden: Any, targets: Any, head: Any, temperature: Any, chunk: int, axis: str | None = None
-) -> TokenScores:
+def _scores(hidden: Any, targets: Any, head: Any, temperature: Any, chunk: int, axis: str | None = None) -> TokenScores:
     """The scores chunk by chunk; `axis` names the mesh axis that splits the vocabulary, if one does."""
     width, count = hidden.shape[-1], targets.size
     size = min(chunk, max(count, 1))

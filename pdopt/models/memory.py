@@ -20,10 +20,9 @@ import numpy as np
 
 from pdopt.errors import InvalidOption, require_range
 from pdopt.models.config import DecoderConfig
+from pdopt.models.decoder import REMATS
 from pdopt.models.log_probs import CHUNK
 from pdopt.models.sharding import RULES, parameter_specs, sizes_of
-
-REMATS = ("none", "full", "dots")
 
 
 class Part(NamedTuple):
@@ -89,7 +88,7 @@ def training_memory(
         rows, length: of one micro-batch, over all devices.
         dtype: of parameters (moments are float32); compute: of activations, None: the same.
         remat: as in `Execution`.
-        chunk: tokens whose logits exist at once, over all devices.
+        chunk: tokens whose logits exist at once, on each device.
         moments: arrays of a parameter's shape in the optimiser: AdamW 2, Lion and Muon 1, SGD 0.
         adapters: numbers trained instead of the parameters (LoRA); 0: all parameters are.
 
@@ -122,7 +121,7 @@ def training_memory(
         kept.insert(1, Part("adapters", adapters * size, f"{adapters:,} numbers, on every device"))
     saved, one = _saved(config, local, length, c)[remat], _block(config, local, length, c)
     layer = _layer_numbers(config, sizes)
-    here = max(1, min(chunk, rows * length) // _ways(sizes))
+    here = min(chunk, local.rows * length)
     table = config.width * local.vocabulary
     made = [
         Part("gradients", trained * size, "as what is trained"),

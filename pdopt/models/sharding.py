@@ -36,8 +36,17 @@ ROWS = ("data", "fsdp")
 # Named axis of a parameter or activation -> axes of the mesh that split it; None: whole.
 RULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "batch": ROWS, "length": (), "embed": ("fsdp",), "vocab": ("tensor",), "heads": ("tensor",),
-        "kv_heads": ("tensor",), "mlp": ("tensor",), "layers": (), "head_dim": (), "norm": (), "rank": (),
+        "batch": ROWS,
+        "length": (),
+        "embed": ("fsdp",),
+        "vocab": ("tensor",),
+        "heads": ("tensor",),
+        "kv_heads": ("tensor",),
+        "mlp": ("tensor",),
+        "layers": (),
+        "head_dim": (),
+        "norm": (),
+        "rank": (),
     }  # fmt: skip
 )
 
@@ -218,6 +227,27 @@ def parameter_sharding(mesh: Any, config: DecoderConfig) -> Callable[[str, tuple
     return sharding
 
 
+def abstract_parameters(mesh: Any, config: DecoderConfig, dtype: Any = jnp.float32) -> dict[str, Any]:
+    """The parameters as shapes that know their sharding: to lower a program, or to restore into, without an array.
+
+    Example:
+        >>> from jax.sharding import AbstractMesh
+        >>> config = DecoderConfig(vocabulary=32, width=8, depth=1, heads=2, kv_heads=1, head_dim=4, hidden=16)
+        >>> mesh = AbstractMesh((1, 8, 2), AXES, axis_types=(AxisType.Auto,) * 3)
+        >>> embed = abstract_parameters(mesh, config)["embed"]
+        >>> embed.shape, embed.sharding.shard_shape(embed.shape)
+        ((32, 8), (16, 1))
+    """
+    place, params = parameter_sharding(mesh, config), {}
+    for path, shape in config.shapes.items():
+        *folders, name = path.split("/")
+        inside = params
+        for folder in folders:
+            inside = inside.setdefault(folder, {})
+        inside[name] = jax.ShapeDtypeStruct(shape, dtype, sharding=place(path, shape))
+    return params
+
+
 def tree_shardings(mesh: Any, config: DecoderConfig, tree: Any) -> Any:
     """The sharding of every leaf of parameters, gradients, optimiser states, or a record that holds several.
 
@@ -326,7 +356,9 @@ def whole_layer(layer: Any, mesh: Any, config: DecoderConfig) -> Any:
     def place(keys: Any, leaf: Any) -> Any:
         names = ["layers", *(name.removesuffix("_low") for name in _names(keys))]
         entries = tuple(_leaf_spec(specs, config, names, (config.depth, *leaf.shape)))[1:]
-        return lax.with_sharding_constraint(leaf, NamedSharding(mesh, P(*(e if e != "fsdp" else None for e in entries))))
+        return lax.with_sharding_constraint(
+            leaf, NamedSharding(mesh, P(*(e if e != "fsdp" else None for e in entries)))
+        )
 
     return jtu.tree_map_with_path(place, layer)
 

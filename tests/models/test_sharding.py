@@ -149,7 +149,9 @@ def test_a_training_step_sends_what_it_must(layout):
     assert (found["reduce-scatter"], size["reduce-scatter"]) == (1 if split else 0, 4 * W * V // (t * f) * split)
     assert found["collective-permute"] == 0
     # Over data after fsdp the sum is of the part that is kept; the tables are V W / (t f) each.
-    gradients = weights + vectors + W + (weights // f if split and d > 1 else 0) + (2 * V * W // (t * f) if d > 1 else 0)
+    gradients = (
+        weights + vectors + W + (weights // f if split and d > 1 else 0) + (2 * V * W // (t * f) if d > 1 else 0)
+    )
     activations = (9 * a + ROWS // d * LENGTH * W // f) if t > 1 else 0
     few = 8 * (ROWS // (d * f) * LENGTH) + 128
     assert gradients * 4 - 4 * W <= size["all-reduce"] <= 4 * (gradients + activations + few)
@@ -251,7 +253,9 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused(sizes, message):
 
 
 def test_every_parameter_of_every_switch_has_its_axes():
-    config = DecoderConfig(V, W, L, H, K, E, F, qkv_bias=True, output_bias=True, mlp_bias=True, qk_norm=True, tied=False)
+    config = DecoderConfig(
+        V, W, L, H, K, E, F, qkv_bias=True, output_bias=True, mlp_bias=True, qk_norm=True, tied=False
+    )
     mesh = AbstractMesh((2, 2, 2), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
     place = parameter_sharding(mesh, config)
     for path, shape in config.shapes.items():
