@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from pdopt.errors import InvalidOption, require_shape
-from pdopt.models.attention import attend, causal_mask, default_kernel, rotations
-from pdopt.models.block import norm, packed, project, residual
+from pdopt.models.attention import causal_mask, default_kernel
+from pdopt.models.block import look, normed, packed, project, residual, residual_and_tally, turns
 from pdopt.models.config import DecoderConfig
 from pdopt.models.lora import Adapters, beside, merged
 from pdopt.models.sharding import RESIDUAL, constrain, lookup, split_heads
@@ -66,6 +66,7 @@ class Decoder:
         config: `DecoderConfig`.
         execution: how it runs.
         adapters: low-rank changes of the layers' weights (`lora.init`); None: none, the weights alone.
+        balance: prices of the experts of every layer (`routed.start`); None: zero.
 
     Example:
         >>> config = DecoderConfig(vocabulary=32, width=8, depth=1, heads=2, kv_heads=1, head_dim=4, hidden=16)
@@ -78,6 +79,7 @@ class Decoder:
     config: DecoderConfig
     execution: Execution = DEFAULT
     adapters: Adapters | None = None
+    balance: Any = None
 
     def __call__(self, tokens: Any, positions: Any = None, valid: Any = None) -> Any:
         """Logits of every position; `valid (b, t)` marks real tokens, `positions` defaults to counting them."""
@@ -85,16 +87,43 @@ class Decoder:
 
     def hidden(self, tokens: Any, positions: Any = None, valid: Any = None) -> Any:
         """The last hidden states `(b, t, width)`, normalised."""
+        return self._run(tokens, positions, valid)[0]
+
+    def hidden_and_tallies(self, tokens: Any, positions: Any = None, valid: Any = None) -> tuple[Any, Any]:
+        """`hidden`, and where the valid tokens went in each layer: a `Tally` stacked over layers, for `rebalance`.
+
+        Raises:
+            InvalidOption: a model without experts.
+        """
+        if self.config.experts is None:
+            raise InvalidOption("the model has no experts; expected a mixture, config.experts")
+        return self._run(tokens, positions, valid)
+
+    def _run(self, tokens: Any, positions: Any, valid: Any) -> tuple[Any, Any]:
         positions, valid = _placed(tokens, positions, valid)
-        mask = causal_mask(positions, valid)
-        params = {**self.params, "layers": beside(self.params["layers"], self.adapters)}
-        return run_layers(self.config, self.execution, params, tokens, positions, mask)
+        params = {**self.params, "layers": self.stack()}
+        return run_layers(self.config, self.execution, params, tokens, positions, valid)
+
+    def stack(self, whole: bool = False) -> Any:
+        """The layers' parameters, stacked, with what a layer reads beside its own: adapters, router biases, its kind.
+
+        Args:
+            whole: adapters are added to the weights instead of standing beside them.
+        """
+        layers = (merged if whole else beside)(self.params["layers"], self.adapters)
+        if self.balance is not None:
+            layers = {**layers, "router_bias": -lax.stop_gradient(self.balance.y)}
+        if self.config.mixed:
+            layers = {**layers, "local": jnp.asarray(self.config.local)}
+        return layers
 
     def logits(self, hidden: Any) -> Any:
         """`hidden @ head` in float32."""
         matrix = head(self.config, self.params, self.execution.mesh).astype(hidden.dtype)
         logits = jnp.matmul(hidden, matrix, preferred_element_type=jnp.float32)
-        return constrain(logits, self.execution.mesh, "batch", *(None,) * (hidden.ndim - 2), "vocab")
+        logits = constrain(logits, self.execution.mesh, "batch", *(None,) * (hidden.ndim - 2), "vocab")
+        cap = self.config.logit_cap
+        return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
 def head(config: DecoderConfig, params: Any, mesh: Any = None) -> Any:
@@ -114,7 +143,7 @@ def initialise(config: DecoderConfig, key: Any, dtype: Any = jnp.float32) -> Any
     for number, (path, shape) in enumerate(config.shapes.items()):
         name = path.rsplit("/", 1)[-1]
         if name.endswith("norm"):
-            value = jnp.ones(shape, dtype)
+            value = jnp.zeros(shape, dtype) if config.norm_offset else jnp.ones(shape, dtype)
         elif name.endswith("bias"):
             value = jnp.zeros(shape, dtype)
         else:
@@ -141,23 +170,32 @@ def _placed(tokens: Any, positions: Any, valid: Any) -> tuple[Any, Any]:
     return positions, valid
 
 
-def run_layers(config: DecoderConfig, execution: Execution, params: Any, tokens: Any, positions: Any, mask: Any) -> Any:
-    """Normalised hidden states of a block of tokens that see each other through `mask (b, t, t)`."""
-    h, turned, kernel = _enter(config, execution, params, tokens, positions)
-    mesh = execution.mesh
+def run_layers(
+    config: DecoderConfig, execution: Execution, params: Any, tokens: Any, positions: Any, valid: Any
+) -> tuple[Any, Any]:
+    """Normalised hidden states of a block of tokens, each of which sees the valid ones before it; the experts' tallies.
 
-    def block(h: Any, layer: Any) -> tuple[Any, None]:
+    The tallies are stacked over layers, None without experts.
+    """
+    h, turned, kernel = _enter(config, execution, params, tokens, positions)
+    mesh, mask = execution.mesh, causal_mask(positions, valid)
+
+    def block(h: Any, layer: Any) -> tuple[Any, Any]:
         h = constrain(h, mesh, *RESIDUAL)
         q, k, v = split_heads(mesh, *project(config, layer, h, turned))
-        return residual(config, layer, h, attend(q, k, v, mask, kernel)), None
+        seen = look(config, layer, q, k, v, mask, kernel)
+        return residual_and_tally(config, layer, h, seen, valid)
 
     block = _checkpointed(block, execution.remat)
     if execution.unroll:
+        tallies = []
         for number in range(config.depth):
-            h, _ = block(h, slice_layer(params["layers"], number))
+            h, tally = block(h, slice_layer(params["layers"], number))
+            tallies.append(tally)
+        tallies = jax.tree.map(lambda *one: jnp.stack(one), *tallies)
     else:
-        h, _ = lax.scan(block, h, params["layers"])
-    return norm(h, params["norm"], config.norm_epsilon)
+        h, tallies = lax.scan(block, h, params["layers"])
+    return normed(config, h, params["norm"]), tallies
 
 
 def extend(
@@ -184,9 +222,9 @@ def extend(
         q, k, v = split_heads(mesh, *project(config, layer, h, turned))
         keys.append(write(cache.keys[number], k))
         values.append(write(cache.values[number], v))
-        seen = attend(q, keys[-1].astype(q.dtype), values[-1].astype(q.dtype), mask, kernel)
+        seen = look(config, layer, q, keys[-1].astype(q.dtype), values[-1].astype(q.dtype), mask, kernel, at)
         h = residual(config, layer, h, seen)
-    return norm(h, model.params["norm"], config.norm_epsilon), Cache(tuple(keys), tuple(values), cache.valid)
+    return normed(config, h, model.params["norm"]), Cache(tuple(keys), tuple(values), cache.valid)
 
 
 def packed_layers(model: Decoder) -> tuple[Any, ...]:
@@ -195,8 +233,7 @@ def packed_layers(model: Decoder) -> tuple[Any, ...]:
     The same numbers; worth it where many small steps read the same weights. Adapters are added to weights that are kept
     and used in float32; in half precision the sum would round most of an adapter away, so there they stay apart.
     """
-    whole = min(jnp.dtype(dtype).itemsize for dtype in (model.params["embed"].dtype, compute_dtype(model))) >= 4
-    layers = (merged if whole else beside)(model.params["layers"], model.adapters)
+    layers = model.stack(min(jnp.dtype(d).itemsize for d in (model.params["embed"].dtype, compute_dtype(model))) >= 4)
     return tuple(packed(model.config, slice_layer(layers, number)) for number in range(model.config.depth))
 
 
@@ -222,7 +259,8 @@ def _enter(config: DecoderConfig, execution: Execution, params: Any, tokens: Any
     dtype = params["embed"].dtype if execution.compute is None else jnp.dtype(execution.compute)
     kernel = default_kernel(dtype) if execution.kernel is None else execution.kernel
     h = lookup(params["embed"], tokens, dtype, execution.mesh)
-    return h, rotations(config.rope, config.head_dim, positions), kernel
+    h = h * jnp.asarray(config.width**0.5, dtype) if config.embed_scaled else h
+    return h, turns(config, positions), kernel
 
 
 def _checkpointed(block: Any, remat: str) -> Any:

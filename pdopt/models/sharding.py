@@ -38,6 +38,7 @@ RULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "batch": ROWS, "length": (), "embed": ("fsdp",), "vocab": ("tensor",), "heads": ("tensor",),
         "kv_heads": ("tensor",), "mlp": ("tensor",), "layers": (), "head_dim": (), "norm": (), "rank": (),
+        "experts": (),
     }  # fmt: skip
 )
 
@@ -50,6 +51,8 @@ PARAMETERS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = MappingProxy
         "norm": ((), ("norm",)),
         "attention_norm": ((), ("norm",)),
         "mlp_norm": ((), ("norm",)),
+        "attention_post_norm": ((), ("norm",)),
+        "mlp_post_norm": ((), ("norm",)),
         "attention/q": (("embed",), ("heads", "head_dim")),
         "attention/k": (("embed",), ("kv_heads", "head_dim")),
         "attention/v": (("embed",), ("kv_heads", "head_dim")),
@@ -66,6 +69,10 @@ PARAMETERS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = MappingProxy
         "mlp/gate_bias": ((), ("mlp",)),
         "mlp/up_bias": ((), ("mlp",)),
         "mlp/down_bias": ((), ("norm",)),
+        "experts/router": (("embed",), ("experts",)),
+        "experts/gate": (("experts", "embed"), ("mlp",)),
+        "experts/up": (("experts", "embed"), ("mlp",)),
+        "experts/down": (("experts", "mlp"), ("embed",)),
     }
 )
 

@@ -30,6 +30,7 @@ def drawn(tree, scale):
 
 # Large enough that attention is not flat.
 WEIGHTS = drawn(jax.eval_shape(lambda: initialise(CONFIG, jax.random.key(0))), 0.15)
+WEIGHTS = jax.tree_util.tree_map_with_path(lambda path, leaf: leaf + ("norm" in path[-1].key), WEIGHTS)
 
 
 @jax.jit
