@@ -13,16 +13,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from pdopt.errors import InvalidOption, require_shape
-from pdopt.models.attention import causal_mask, default_kernel
 from pdopt.models.block import look, normed, packed, project, residual, residual_and_tally, turns
 from pdopt.models.config import DecoderConfig
+from pdopt.models.kernels import block_attention, choose, needs_front
 from pdopt.models.lora import Adapters, beside, merged
 from pdopt.models.sharding import RESIDUAL, constrain, lookup, split_heads
 from pdopt.types import record
 
-REMATS = ("none", "full", "dots")
+REMATS = ("none", "full", "dots", "offload")
+# The name by which a policy finds what to keep, and the memory of a host that an accelerator can read.
+BLOCK_INPUT, HOST = "block_input", "pinned_host"
 
 
 class Execution(NamedTuple):
@@ -30,9 +33,10 @@ class Execution(NamedTuple):
 
     Attributes:
         compute: dtype of products and activations; parameters are cast to it. None: the parameters' own.
-        kernel: attention kernel; None chooses by backend.
+        kernel: attention kernel, one of `attention.KERNELS`; None chooses by backend, and says so in the log.
         unroll: run the layers in a Python loop instead of a scan.
-        remat: what the backward pass recomputes: "none", "full" (all but block inputs), "dots" (all but products).
+        remat: what the backward pass recomputes: "none", "full" (all but block inputs), "dots" (all but products),
+            "offload" (as "full", with the block inputs in the host's memory).
         mesh: where activations are split (`sharding.make_mesh`); None leaves them to the compiler.
     """
 
@@ -100,9 +104,17 @@ class Decoder:
         return self._run(tokens, positions, valid)
 
     def _run(self, tokens: Any, positions: Any, valid: Any) -> tuple[Any, Any]:
+        kernel = choose(self.config, self.execution.kernel, compute_dtype(self))
+        front = needs_front(self.config, kernel) and valid is not None
         positions, valid = _placed(tokens, positions, valid)
+        order = jnp.argsort(~valid, axis=1, stable=True) if front else None
+        if front:
+            tokens, positions, valid = (jnp.take_along_axis(x, order, axis=1) for x in (tokens, positions, valid))
         params = {**self.params, "layers": self.stack()}
-        return run_layers(self.config, self.execution, params, tokens, positions, valid)
+        hidden, tallies = run_layers(self.config, self.execution, params, tokens, positions, valid)
+        if front:
+            hidden = jnp.take_along_axis(hidden, jnp.argsort(order, axis=1)[..., None], axis=1)
+        return hidden, tallies
 
     def stack(self, whole: bool = False) -> Any:
         """The layers' parameters, stacked, with what a layer reads beside its own: adapters, router biases, its kind.
@@ -178,13 +190,13 @@ def run_layers(
     The tallies are stacked over layers, None without experts.
     """
     h, turned, kernel = _enter(config, execution, params, tokens, positions)
-    mesh, mask = execution.mesh, causal_mask(positions, valid)
+    mesh = execution.mesh
+    see = block_attention(config, kernel, positions, valid, mesh)
 
     def block(h: Any, layer: Any) -> tuple[Any, Any]:
-        h = constrain(h, mesh, *RESIDUAL)
+        h = constrain(checkpoint_name(h, BLOCK_INPUT), mesh, *RESIDUAL)
         q, k, v = split_heads(mesh, *project(config, layer, h, turned))
-        seen = look(config, layer, q, k, v, mask, kernel)
-        return residual_and_tally(config, layer, h, seen, valid)
+        return residual_and_tally(config, layer, h, see(layer, q, k, v), valid)
 
     block = _checkpointed(block, execution.remat)
     if execution.unroll:
@@ -257,7 +269,7 @@ def slice_layer(layers: Any, number: int) -> Any:
 
 def _enter(config: DecoderConfig, execution: Execution, params: Any, tokens: Any, positions: Any) -> Any:
     dtype = params["embed"].dtype if execution.compute is None else jnp.dtype(execution.compute)
-    kernel = default_kernel(dtype) if execution.kernel is None else execution.kernel
+    kernel = choose(config, execution.kernel, dtype)
     h = lookup(params["embed"], tokens, dtype, execution.mesh)
     h = h * jnp.asarray(config.width**0.5, dtype) if config.embed_scaled else h
     return h, turns(config, positions), kernel
@@ -270,5 +282,14 @@ def _checkpointed(block: Any, remat: str) -> Any:
         return jax.checkpoint(block, prevent_cse=False)
     if remat == "dots":
         kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        return jax.checkpoint(block, prevent_cse=False, policy=kept)
+    if remat == "offload":
+        device = jax.devices()[0]
+        if HOST not in (kinds := [memory.kind for memory in device.addressable_memories()]):
+            raise InvalidOption(f"remat is 'offload'; {device.platform} has {', '.join(kinds)}, and no {HOST} memory")
+        kept = jax.checkpoint_policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[], names_which_can_be_offloaded=[BLOCK_INPUT], offload_src="device",
+            offload_dst=HOST,
+        )  # fmt: skip
         return jax.checkpoint(block, prevent_cse=False, policy=kept)
     raise InvalidOption(f"remat is {remat!r}; expected one of {', '.join(REMATS)}")

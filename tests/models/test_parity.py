@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pdopt.models.checkpoints import export, load
-from pdopt.models.decoder import Execution
+from pdopt.models.decoder import REMATS, Execution
 
 # Test modules are imported by path; the shared families stand beside this file.
 _spec = importlib.util.spec_from_file_location("families", Path(__file__).with_name("families.py"))
@@ -70,7 +70,7 @@ def test_scan_unrolled_and_remat_give_the_same_numbers_and_gradients(folders):
         return jnp.mean(jnp.where(mask[..., None] > 0, logits, 0) ** 2)
 
     results = []
-    for execution in (Execution(), Execution(unroll=True), Execution(remat="full"), Execution(remat="dots")):
+    for execution in (Execution(), Execution(unroll=True), *(Execution(remat=name) for name in REMATS[1:])):
         value, slope = jax.jit(jax.value_and_grad(loss))(load(folder, execution=execution))
         results.append((value, slope.params))
     for value, slope in results[1:]:
