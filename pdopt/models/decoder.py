@@ -42,17 +42,6 @@ class Execution(NamedTuple):
 DEFAULT = Execution()
 
 
-class Cache(NamedTuple):
-    """Keys and values already computed: one `(b, length, kv_heads, head_dim)` array for each layer, and what is valid.
-
-    One array a layer, not one for all: a token's write is then in place, without copying the other layers.
-    """
-
-    keys: tuple[Any, ...]
-    values: tuple[Any, ...]
-    valid: Any
-
-
 @record(static=("config", "execution"))
 class Decoder:
     """A language model: `decoder(tokens, positions, valid) -> logits (b, t, vocabulary)`, float32.
@@ -136,7 +125,7 @@ def _placed(tokens: Any, positions: Any, valid: Any) -> tuple[Any, Any]:
 
 def run_layers(config: DecoderConfig, execution: Execution, params: Any, tokens: Any, positions: Any, mask: Any) -> Any:
     """Normalised hidden states of a block of tokens that see each other through `mask (b, t, t)`."""
-    h, turned, kernel = _enter(config, execution, params, tokens, positions)
+    h, turned, kernel = enter(config, execution, params["embed"], tokens, positions)
 
     def block(h: Any, layer: Any) -> tuple[Any, None]:
         q, k, v = project(config, layer, h, turned)
@@ -151,32 +140,6 @@ def run_layers(config: DecoderConfig, execution: Execution, params: Any, tokens:
     return norm(h, params["norm"], config.norm_epsilon)
 
 
-def extend(
-    model: Decoder, layers: tuple[Any, ...], tokens: Any, positions: Any, mask: Any, cache: Cache, at: Any
-) -> tuple[Any, Cache]:
-    """Hidden states of new tokens that see the cache, and the cache with theirs written at column `at`.
-
-    Args:
-        model: the decoder.
-        layers: its `packed_layers`, made once by the caller so that decoding does not slice at every token.
-        tokens, positions: `(b, t)` new tokens.
-        mask: `(b, t, length)` what each may see of the cache, themselves included.
-        cache: what was seen before.
-        at: the column of the first new token, the same in every row.
-    """
-    config = model.config
-    h, turned, kernel = _enter(config, model.execution, model.params, tokens, positions)
-    keys, values = [], []
-    write = lambda old, new: lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), at, 1)
-    for number, layer in enumerate(layers):
-        q, k, v = project(config, layer, h, turned)
-        keys.append(write(cache.keys[number], k))
-        values.append(write(cache.values[number], v))
-        seen = attend(q, keys[-1].astype(q.dtype), values[-1].astype(q.dtype), mask, kernel)
-        h = residual(config, layer, h, seen)
-    return norm(h, model.params["norm"], config.norm_epsilon), Cache(tuple(keys), tuple(values), cache.valid)
-
-
 def packed_layers(model: Decoder) -> tuple[Any, ...]:
     """The layers apart, with q, k, v side by side in `qkv` and gate, up in `gate_up`: fewer, wider products.
 
@@ -186,22 +149,16 @@ def packed_layers(model: Decoder) -> tuple[Any, ...]:
     return tuple(packed(config, slice_layer(model.params["layers"], number)) for number in range(config.depth))
 
 
-def empty_cache(config: DecoderConfig, batch: int, length: int, dtype: Any) -> Cache:
-    """A cache without a token."""
-    shape = (batch, length, config.kv_heads, config.head_dim)
-    arrays = lambda: tuple(jnp.zeros(shape, dtype) for _ in range(config.depth))
-    return Cache(arrays(), arrays(), jnp.zeros((batch, length), bool))
-
-
 def slice_layer(layers: Any, number: int) -> Any:
     """The parameters of one layer out of the stack."""
     return jax.tree.map(lambda leaf: leaf[number], layers)
 
 
-def _enter(config: DecoderConfig, execution: Execution, params: Any, tokens: Any, positions: Any) -> Any:
-    dtype = params["embed"].dtype if execution.compute is None else jnp.dtype(execution.compute)
+def enter(config: DecoderConfig, execution: Execution, embed: Any, tokens: Any, positions: Any) -> Any:
+    """What the first layer reads: embedded tokens, the rotations of their positions, and the attention kernel."""
+    dtype = embed.dtype if execution.compute is None else jnp.dtype(execution.compute)
     kernel = default_kernel(dtype) if execution.kernel is None else execution.kernel
-    return params["embed"][tokens].astype(dtype), rotations(config.rope, config.head_dim, positions), kernel
+    return embed[tokens].astype(dtype), rotations(config.rope, config.head_dim, positions), kernel
 
 
 def _checkpointed(block: Any, remat: str) -> Any:
