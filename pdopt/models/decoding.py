@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pdopt.models.attention import attend, causal_mask
-from pdopt.models.block import norm, project, residual
+from pdopt.models.attention import causal_mask
+from pdopt.models.block import look, normed, project, residual, where_local
 from pdopt.models.config import DecoderConfig
-from pdopt.models.decoder import Decoder, Execution, enter, head, packed_layers
+from pdopt.models.decoder import Decoder, Execution, enter, head, logits, packed_layers
+from pdopt.models.sharding import RESIDUAL, constrain, split_heads
 from pdopt.types import record
 
 # Added to the score of a column that is not seen: finite, so that a row which sees none stays finite.
@@ -42,8 +43,8 @@ class Packed:
     execution: Execution
 
     def logits(self, hidden: Any) -> Any:
-        """`hidden @ head` in float32."""
-        return jnp.matmul(hidden, self.head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        """Logits of the next token, float32."""
+        return logits(self.config, self.execution, self.head, hidden)
 
 
 class Cache(NamedTuple):
@@ -69,7 +70,7 @@ def pack(model: Decoder) -> Packed:
         ((8, 16), (8, 32))
     """
     params = model.params
-    matrix = head(model.config, params)
+    matrix = head(model.config, params, model.execution.mesh)
     if model.config.tied:
         # Without the barrier the compiler undoes this transposition and makes it again inside every product.
         matrix = lax.optimization_barrier(matrix)
@@ -87,18 +88,19 @@ def read(packed: Packed, tokens: Any, valid: Any, length: int) -> tuple[Any, Cac
     Returns:
         The last hidden states `(b, width)`, normalised, and the cache.
     """
-    config, width = packed.config, tokens.shape[1]
+    config, mesh, width = packed.config, packed.execution.mesh, tokens.shape[1]
     positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
     h, turned, kernel = enter(config, packed.execution, packed.embed, tokens, positions)
     mask = causal_mask(positions, valid)
     keys, values = [], []
     for layer in packed.layers:
-        q, k, v = project(config, layer, h, turned)
-        keys.append(k.transpose(0, 2, 3, 1))
-        values.append(v.transpose(0, 2, 1, 3))
-        h = residual(config, layer, h, attend(q, k, v, mask, kernel))
+        h = constrain(h, mesh, *RESIDUAL)
+        q, k, v = split_heads(mesh, *project(config, layer, h, turned))
+        keys.append(_kept(k.transpose(0, 2, 3, 1), mesh))
+        values.append(_kept(v.transpose(0, 2, 1, 3), mesh))
+        h = residual(config, layer, h, look(config, layer, q, k, v, mask, kernel))
     cache = Cache(tuple(keys), tuple(values), valid)
-    return norm(h[:, -1], packed.norm, config.norm_epsilon), grown(cache, length - width)
+    return normed(config, h[:, -1], packed.norm), grown(cache, length - width)
 
 
 def extend(packed: Packed, token: Any, positions: Any, cache: Cache, at: Any) -> tuple[Any, Cache]:
@@ -113,29 +115,55 @@ def extend(packed: Packed, token: Any, positions: Any, cache: Cache, at: Any) ->
     Returns:
         Hidden states `(b, width)`, normalised, and the cache with the tokens' keys and values.
     """
-    config = packed.config
+    config, mesh = packed.config, packed.execution.mesh
     h, turned, _ = enter(config, packed.execution, packed.embed, token[:, None], positions[:, None])
-    bias = jnp.where(cache.valid, 0, jnp.asarray(UNSEEN, jnp.float32))[:, None, None, :]
+    whole, local = _biases(config, cache.valid, at)
     keys, values = [], []
     for layer, old_keys, old_values in zip(packed.layers, cache.keys, cache.values):
-        q, k, v = project(config, layer, h, turned)
-        keys.append(lax.dynamic_update_slice_in_dim(old_keys, k.transpose(0, 2, 3, 1), at, 3))
-        values.append(lax.dynamic_update_slice_in_dim(old_values, v.transpose(0, 2, 1, 3), at, 2))
-        h = residual(config, layer, h, look(q[:, 0], keys[-1], values[-1], bias)[:, None])
-    return norm(h[:, 0], packed.norm, config.norm_epsilon), Cache(tuple(keys), tuple(values), cache.valid)
+        h = constrain(h, mesh, *RESIDUAL)
+        q, k, v = split_heads(mesh, *project(config, layer, h, turned))
+        new = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
+        keys.append(_kept(lax.dynamic_update_slice_in_dim(old_keys, new[0], at, 3), mesh))
+        values.append(_kept(lax.dynamic_update_slice_in_dim(old_values, new[1], at, 2), mesh))
+        bias = whole if local is None else where_local(config, layer, local, whole)
+        seen = look_back(q[:, 0], keys[-1], values[-1], bias, config.query_scalar, config.attention_cap)
+        h = residual(config, layer, h, seen[:, None])
+    return normed(config, h[:, 0], packed.norm), Cache(tuple(keys), tuple(values), cache.valid)
 
 
-def look(q: Any, keys: Any, values: Any, bias: Any) -> Any:
+def _biases(config: DecoderConfig, valid: Any, at: Any) -> tuple[Any, Any]:
+    """What is added to the scores of each column `(b, 1, 1, length)`, in most layers and in those with a window.
+
+    The cache may be a ring: a column's age is counted backwards from the one that is written.
+    """
+    bias = lambda seen: jnp.where(seen, 0, jnp.asarray(UNSEEN, jnp.float32))[:, None, None, :]
+    if config.window is None:
+        return bias(valid), None
+    length = valid.shape[1]
+    age = (at - jnp.arange(length)) % length
+    return bias(valid), bias(valid & (age < config.window))
+
+
+def _kept(x: Any, mesh: Any) -> Any:
+    """Rows and heads of a cache split over the mesh."""
+    return constrain(x, mesh, "batch", "kv_heads", None, None)
+
+
+def look_back(q: Any, keys: Any, values: Any, bias: Any, scalar: float | None = None, cap: float | None = None) -> Any:
     """Attention of one query a row `(b, heads, e)` to a cache; scores and softmax in float32.
+
+    `bias` is added to the scores; `scalar` and `cap` are those of `attention.attend`.
 
     Example:
         >>> q, keys, values = jnp.zeros((1, 2, 4)), jnp.zeros((1, 1, 4, 3)), jnp.ones((1, 1, 3, 4))
-        >>> print(look(q, keys, values, jnp.zeros((1, 1, 1, 3)))[0, 0])
+        >>> print(look_back(q, keys, values, jnp.zeros((1, 1, 1, 3)))[0, 0])
         [1. 1. 1. 1.]
     """
     batch, heads, size = q.shape
+    scale = (size if scalar is None else scalar) ** -0.5
     grouped = q.reshape(batch, keys.shape[1], -1, size)
-    scores = jnp.einsum("bkge,bkel->bkgl", grouped, keys, preferred_element_type=jnp.float32) * size**-0.5 + bias
+    scores = jnp.einsum("bkge,bkel->bkgl", grouped, keys, preferred_element_type=jnp.float32) * scale
+    scores = (scores if cap is None else cap * jnp.tanh(scores / cap)) + bias
     weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
     total = jnp.sum(weights, axis=-1, keepdims=True)
     seen = jnp.einsum("bkgl,bkle->bkge", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
