@@ -19,7 +19,7 @@ from pdopt.models.attention import causal_mask, default_kernel
 from pdopt.models.block import look, normed, packed, project, residual_and_tally, turns
 from pdopt.models.config import DecoderConfig
 from pdopt.models.lora import Adapters, beside, merged
-from pdopt.models.sharding import RESIDUAL, constrain, lookup, split_heads
+from pdopt.models.sharding import RESIDUAL, constrain, lookup, split_heads, whole_layer
 from pdopt.types import record
 
 REMATS = ("none", "full", "dots")
@@ -108,7 +108,7 @@ class Decoder:
 
     def logits(self, hidden: Any) -> Any:
         """`hidden @ head` in float32."""
-        return logits(self.config, self.execution, head(self.config, self.params, self.execution.mesh), hidden)
+        return logits(self.config, self.execution, head(self.config, self.params), hidden)
 
 
 def logits(config: DecoderConfig, execution: Execution, matrix: Any, hidden: Any) -> Any:
@@ -118,9 +118,9 @@ def logits(config: DecoderConfig, execution: Execution, matrix: Any, hidden: Any
     return made if config.logit_cap is None else config.logit_cap * jnp.tanh(made / config.logit_cap)
 
 
-def head(config: DecoderConfig, params: Any, mesh: Any = None) -> Any:
-    """The matrix `(width, vocabulary)` that makes logits; on a mesh its width is whole on every device."""
-    return constrain(params["embed"].T if config.tied else params["head"], mesh, None, "vocab")
+def head(config: DecoderConfig, params: Any) -> Any:
+    """The matrix `(width, vocabulary)` that makes logits."""
+    return params["embed"].T if config.tied else params["head"]
 
 
 def initialise(config: DecoderConfig, key: Any, dtype: Any = jnp.float32) -> Any:
@@ -193,11 +193,16 @@ def run_layers(
 def packed_layers(model: Decoder) -> tuple[Any, ...]:
     """The layers apart, with q, k, v side by side in `qkv` and gate, up in `gate_up`: fewer, wider products.
 
-    The same numbers; worth it where many small steps read the same weights. Adapters are added to weights that are kept
+    The same numbers; worth it where many small steps read the same weights. On a mesh they come to lie whole along
+    `fsdp`, or every token would gather them again. Adapters are added to weights that are kept
     and used in float32; in half precision the sum would round most of an adapter away, so there they stay apart.
     """
     layers = model.stack(min(jnp.dtype(d).itemsize for d in (model.params["embed"].dtype, compute_dtype(model))) >= 4)
-    return tuple(packed(model.config, slice_layer(layers, number)) for number in range(model.config.depth))
+    mesh = model.execution.mesh
+    apart = [whole_layer(slice_layer(layers, number), mesh, model.config) for number in range(model.config.depth)]
+    # Side by side, parts of `tensor` would no longer be heads or hidden units of one kind: they stay apart.
+    split = mesh is not None and mesh.shape.get("tensor", 1) > 1
+    return tuple(apart if split else [packed(model.config, layer) for layer in apart])
 
 
 def compute_dtype(model: Decoder) -> Any:
