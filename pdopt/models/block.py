@@ -76,18 +76,18 @@ def project(config: DecoderConfig, layer: Any, h: Any, turned: Turns) -> tuple[A
         q, k, v = (linear(part, name, n) for name in ("q", "k", "v"))
     if config.qk_norm:
         q, k = normed(config, q, part["q_norm"]), normed(config, k, part["k_norm"])
-    own = turned.whole if turned.local is None else _where_local(config, layer, turned.local, turned.whole)
+    own = turned.whole if turned.local is None else where_local(config, layer, turned.local, turned.whole)
     return rotate(q, own), rotate(k, own), v
 
 
 def look(config: DecoderConfig, layer: Any, q: Any, k: Any, v: Any, mask: Any, kernel: str, at: Any = 0) -> Any:
     """What queries in columns `at`, `at + 1`, ... see of keys and values: `mask (b, t, s)` and the layer's window."""
     if config.window is not None:
-        mask = _where_local(config, layer, in_window(mask, config.window, at), mask)
+        mask = where_local(config, layer, in_window(mask, config.window, at), mask)
     return attend(q, k, v, mask, kernel, config.query_scalar, config.attention_cap)
 
 
-def _where_local(config: DecoderConfig, layer: Any, local: Any, whole: Any) -> Any:
+def where_local(config: DecoderConfig, layer: Any, local: Any, whole: Any) -> Any:
     """The one or the other, by the kind of the layer; a scan over layers of both kinds chooses as it runs."""
     if not config.mixed:
         return local if any(config.local) else whole

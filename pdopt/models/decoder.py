@@ -16,11 +16,11 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from pdopt.errors import InvalidOption, require_shape
-from pdopt.models.block import look, normed, packed, project, residual, residual_and_tally, turns
+from pdopt.models.block import normed, packed, project, residual_and_tally, turns
 from pdopt.models.config import DecoderConfig
 from pdopt.models.kernels import block_attention, choose, needs_front
 from pdopt.models.lora import Adapters, beside, merged
-from pdopt.models.sharding import RESIDUAL, constrain, lookup, split_heads
+from pdopt.models.sharding import RESIDUAL, constrain, lookup, split_heads, whole_layer
 from pdopt.types import record
 
 REMATS = ("none", "full", "dots", "offload")
@@ -48,17 +48,6 @@ class Execution(NamedTuple):
 
 
 DEFAULT = Execution()
-
-
-class Cache(NamedTuple):
-    """Keys and values already computed: one `(b, length, kv_heads, head_dim)` array for each layer, and what is valid.
-
-    One array a layer, not one for all: a token's write is then in place, without copying the other layers.
-    """
-
-    keys: tuple[Any, ...]
-    values: tuple[Any, ...]
-    valid: Any
 
 
 @record(static=("config", "execution"))
@@ -131,16 +120,19 @@ class Decoder:
 
     def logits(self, hidden: Any) -> Any:
         """`hidden @ head` in float32."""
-        matrix = head(self.config, self.params, self.execution.mesh).astype(hidden.dtype)
-        logits = jnp.matmul(hidden, matrix, preferred_element_type=jnp.float32)
-        logits = constrain(logits, self.execution.mesh, "batch", *(None,) * (hidden.ndim - 2), "vocab")
-        cap = self.config.logit_cap
-        return logits if cap is None else cap * jnp.tanh(logits / cap)
+        return logits(self.config, self.execution, head(self.config, self.params), hidden)
 
 
-def head(config: DecoderConfig, params: Any, mesh: Any = None) -> Any:
-    """The matrix `(width, vocabulary)` that makes logits; on a mesh its width is whole on every device."""
-    return constrain(params["embed"].T if config.tied else params["head"], mesh, None, "vocab")
+def logits(config: DecoderConfig, execution: Execution, matrix: Any, hidden: Any) -> Any:
+    """`hidden @ matrix` in float32, capped where the configuration says so."""
+    made = jnp.matmul(hidden, matrix.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    made = constrain(made, execution.mesh, "batch", *(None,) * (hidden.ndim - 2), "vocab")
+    return made if config.logit_cap is None else config.logit_cap * jnp.tanh(made / config.logit_cap)
+
+
+def head(config: DecoderConfig, params: Any) -> Any:
+    """The matrix `(width, vocabulary)` that makes logits."""
+    return params["embed"].T if config.tied else params["head"]
 
 
 def initialise(config: DecoderConfig, key: Any, dtype: Any = jnp.float32) -> Any:
@@ -189,7 +181,7 @@ def run_layers(
 
     The tallies are stacked over layers, None without experts.
     """
-    h, turned, kernel = _enter(config, execution, params, tokens, positions)
+    h, turned, kernel = enter(config, execution, params["embed"], tokens, positions)
     mesh = execution.mesh
     see = block_attention(config, kernel, positions, valid, mesh)
 
@@ -210,43 +202,19 @@ def run_layers(
     return normed(config, h, params["norm"]), tallies
 
 
-def extend(
-    model: Decoder, layers: tuple[Any, ...], tokens: Any, positions: Any, mask: Any, cache: Cache, at: Any
-) -> tuple[Any, Cache]:
-    """Hidden states of new tokens that see the cache, and the cache with theirs written at column `at`.
-
-    Args:
-        model: the decoder.
-        layers: its `packed_layers`, made once by the caller so that decoding does not slice at every token.
-        tokens, positions: `(b, t)` new tokens.
-        mask: `(b, t, length)` what each may see of the cache, themselves included.
-        cache: what was seen before.
-        at: the column of the first new token, the same in every row.
-    """
-    config, mesh = model.config, model.execution.mesh
-    h, turned, kernel = _enter(config, model.execution, model.params, tokens, positions)
-    keys, values = [], []
-    write = lambda old, new: constrain(
-        lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), at, 1), mesh, "batch", None, "kv_heads", None
-    )
-    for number, layer in enumerate(layers):
-        h = constrain(h, mesh, *RESIDUAL)
-        q, k, v = split_heads(mesh, *project(config, layer, h, turned))
-        keys.append(write(cache.keys[number], k))
-        values.append(write(cache.values[number], v))
-        seen = look(config, layer, q, keys[-1].astype(q.dtype), values[-1].astype(q.dtype), mask, kernel, at)
-        h = residual(config, layer, h, seen)
-    return normed(config, h, model.params["norm"]), Cache(tuple(keys), tuple(values), cache.valid)
-
-
 def packed_layers(model: Decoder) -> tuple[Any, ...]:
     """The layers apart, with q, k, v side by side in `qkv` and gate, up in `gate_up`: fewer, wider products.
 
-    The same numbers; worth it where many small steps read the same weights. Adapters are added to weights that are kept
+    The same numbers; worth it where many small steps read the same weights. On a mesh they come to lie whole along
+    `fsdp`, or every token would gather them again. Adapters are added to weights that are kept
     and used in float32; in half precision the sum would round most of an adapter away, so there they stay apart.
     """
     layers = model.stack(min(jnp.dtype(d).itemsize for d in (model.params["embed"].dtype, compute_dtype(model))) >= 4)
-    return tuple(packed(model.config, slice_layer(layers, number)) for number in range(model.config.depth))
+    mesh = model.execution.mesh
+    apart = [whole_layer(slice_layer(layers, number), mesh, model.config) for number in range(model.config.depth)]
+    # Side by side, parts of `tensor` would no longer be heads or hidden units of one kind: they stay apart.
+    split = mesh is not None and mesh.shape.get("tensor", 1) > 1
+    return tuple(apart if split else [packed(model.config, layer) for layer in apart])
 
 
 def compute_dtype(model: Decoder) -> Any:
@@ -255,22 +223,16 @@ def compute_dtype(model: Decoder) -> Any:
     return jnp.dtype(model.params["embed"].dtype if compute is None else compute)
 
 
-def empty_cache(config: DecoderConfig, batch: int, length: int, dtype: Any) -> Cache:
-    """A cache without a token."""
-    shape = (batch, length, config.kv_heads, config.head_dim)
-    arrays = lambda: tuple(jnp.zeros(shape, dtype) for _ in range(config.depth))
-    return Cache(arrays(), arrays(), jnp.zeros((batch, length), bool))
-
-
 def slice_layer(layers: Any, number: int) -> Any:
     """The parameters of one layer out of the stack."""
     return jax.tree.map(lambda leaf: leaf[number], layers)
 
 
-def _enter(config: DecoderConfig, execution: Execution, params: Any, tokens: Any, positions: Any) -> Any:
-    dtype = params["embed"].dtype if execution.compute is None else jnp.dtype(execution.compute)
+def enter(config: DecoderConfig, execution: Execution, embed: Any, tokens: Any, positions: Any) -> Any:
+    """What the first layer reads: embedded tokens, the rotations of their positions, and the attention kernel."""
+    dtype = embed.dtype if execution.compute is None else jnp.dtype(execution.compute)
     kernel = choose(config, execution.kernel, dtype)
-    h = lookup(params["embed"], tokens, dtype, execution.mesh)
+    h = lookup(embed, tokens, dtype, execution.mesh)
     h = h * jnp.asarray(config.width**0.5, dtype) if config.embed_scaled else h
     return h, turns(config, positions), kernel
 

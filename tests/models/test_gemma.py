@@ -1,6 +1,8 @@
 """Gemma's parts and sliding windows: each from its definition, and decoding with them against the full pass."""
 
 import dataclasses
+import importlib.util
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,13 @@ from pdopt.models.attention import attend, in_window
 from pdopt.models.block import norm
 from pdopt.models.checkpoints import export, load
 from pdopt.models.config import DecoderConfig, Rope, read_config
-from pdopt.models.decoder import Decoder, Execution, empty_cache, extend, initialise, packed_layers
+from pdopt.models.decoder import Decoder, Execution, initialise
+
+# Test modules are imported by path; what several share stands beside them.
+_spec = importlib.util.spec_from_file_location("through_cache", Path(__file__).with_name("through_cache.py"))
+through_cache = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(through_cache)
+
 
 GEMMA2 = DecoderConfig(
     vocabulary=40, width=16, depth=2, heads=4, kv_heads=2, head_dim=6, hidden=24, activation="gelu_tanh",
@@ -45,25 +53,10 @@ def forward(model):
     return model(TOKENS, valid=VALID)
 
 
-@jax.jit
-def decoded(model):
-    """Logits through the cache: a prompt of nine columns, then token by token past the window."""
-    layers, cache = packed_layers(model), empty_cache(model.config, 2, 12, jnp.float32)
-    positions = np.maximum(np.cumsum(VALID, axis=1) - 1, 0)
-    order = np.arange(12)
-    mask = (order[:, None] >= order)[None] & VALID[:, None]
-    found = []
-    for cut in (slice(0, 9), slice(9, 10), slice(10, 11), slice(11, 12)):
-        hidden, cache = extend(model, layers, TOKENS[:, cut], positions[:, cut], mask[:, cut], cache, cut.start)
-        found.append(hidden)
-    return model.logits(jnp.concatenate(found, axis=1))
-
-
 @pytest.mark.parametrize("name", CONFIGS)
 def test_decoding_and_unrolling_are_the_full_pass(name):
-    full = np.asarray(forward(model(CONFIGS[name])))[VALID]
+    full = through_cache.assert_decoding_is_the_full_pass(model(CONFIGS[name]), TOKENS, VALID, 9)[VALID]
     assert np.abs(full).max() > 0.5
-    np.testing.assert_allclose(np.asarray(decoded(model(CONFIGS[name])))[VALID], full, atol=1e-5)
     np.testing.assert_allclose(np.asarray(forward(model(CONFIGS[name], unroll=True)))[VALID], full, atol=1e-5)
 
 
