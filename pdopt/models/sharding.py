@@ -33,50 +33,32 @@ from pdopt.models.config import DecoderConfig
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
 
-# Named axis of a parameter or activation -> axes of the mesh that split it; None: whole.
-RULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "batch": ROWS,
-        "length": (),
-        "embed": ("fsdp",),
-        "vocab": ("tensor",),
-        "heads": ("tensor",),
-        "kv_heads": ("tensor",),
-        "mlp": ("tensor",),
-        "layers": (),
-        "head_dim": (),
-        "norm": (),
-        "rank": (),
-    }  # fmt: skip
-)
+# fmt: off
+# Named axis of a parameter or activation -> axes of the mesh that split it; (): whole. Every expert is split as an MLP is.
+RULES: Mapping[str, tuple[str, ...]] = MappingProxyType({
+    "batch": ROWS, "length": (), "embed": ("fsdp",), "vocab": ("tensor",), "heads": ("tensor",),
+    "kv_heads": ("tensor",), "mlp": ("tensor",), "layers": (), "head_dim": (), "norm": (), "experts": (),
+})
 
 # Parameter -> (axes of its inputs, axes of its outputs); the leading axis of stacked layers is not listed. Vectors
 # have no inputs. Norms and biases into the residual are small and read by every device: they stay whole.
-PARAMETERS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = MappingProxyType(
-    {
-        "embed": (("vocab",), ("embed",)),
-        "head": (("embed",), ("vocab",)),
-        "norm": ((), ("norm",)),
-        "attention_norm": ((), ("norm",)),
-        "mlp_norm": ((), ("norm",)),
-        "attention/q": (("embed",), ("heads", "head_dim")),
-        "attention/k": (("embed",), ("kv_heads", "head_dim")),
-        "attention/v": (("embed",), ("kv_heads", "head_dim")),
-        "attention/o": (("heads", "head_dim"), ("embed",)),
-        "attention/q_bias": ((), ("heads", "head_dim")),
-        "attention/k_bias": ((), ("kv_heads", "head_dim")),
-        "attention/v_bias": ((), ("kv_heads", "head_dim")),
-        "attention/o_bias": ((), ("norm",)),
-        "attention/q_norm": ((), ("head_dim",)),
-        "attention/k_norm": ((), ("head_dim",)),
-        "mlp/gate": (("embed",), ("mlp",)),
-        "mlp/up": (("embed",), ("mlp",)),
-        "mlp/down": (("mlp",), ("embed",)),
-        "mlp/gate_bias": ((), ("mlp",)),
-        "mlp/up_bias": ((), ("mlp",)),
-        "mlp/down_bias": ((), ("norm",)),
-    }
-)
+PARAMETERS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = MappingProxyType({
+    "embed": (("vocab",), ("embed",)), "head": (("embed",), ("vocab",)), "norm": ((), ("norm",)),
+    "attention_norm": ((), ("norm",)), "attention_post_norm": ((), ("norm",)),
+    "mlp_norm": ((), ("norm",)), "mlp_post_norm": ((), ("norm",)),
+    "attention/q": (("embed",), ("heads", "head_dim")), "attention/q_bias": ((), ("heads", "head_dim")),
+    "attention/k": (("embed",), ("kv_heads", "head_dim")), "attention/k_bias": ((), ("kv_heads", "head_dim")),
+    "attention/v": (("embed",), ("kv_heads", "head_dim")), "attention/v_bias": ((), ("kv_heads", "head_dim")),
+    "attention/o": (("heads", "head_dim"), ("embed",)), "attention/o_bias": ((), ("norm",)),
+    "attention/q_norm": ((), ("head_dim",)), "attention/k_norm": ((), ("head_dim",)),
+    "mlp/gate": (("embed",), ("mlp",)), "mlp/gate_bias": ((), ("mlp",)),
+    "mlp/up": (("embed",), ("mlp",)), "mlp/up_bias": ((), ("mlp",)),
+    "mlp/down": (("mlp",), ("embed",)), "mlp/down_bias": ((), ("norm",)),
+    "experts/router": (("embed",), ("experts",)),
+    "experts/gate": (("experts", "embed"), ("mlp",)), "experts/up": (("experts", "embed"), ("mlp",)),
+    "experts/down": (("experts", "mlp"), ("embed",)),
+})
+# fmt: on
 
 # The residual stream `(rows, tokens, width)`.
 RESIDUAL = ("batch", None, None)
@@ -265,7 +247,8 @@ def tree_shardings(mesh: Any, config: DecoderConfig, tree: Any) -> Any:
         >>> import optax
         >>> from pdopt.models.decoder import initialise
         >>> config = DecoderConfig(vocabulary=32, width=8, depth=1, heads=2, kv_heads=1, head_dim=4, hidden=16)
-        >>> mesh, params, tx = make_mesh(devices=jax.devices()[:1]), initialise(config, jax.random.key(0)), optax.adam(1)
+        >>> mesh, tx = make_mesh(devices=jax.devices()[:1]), optax.adam(1e-3)
+        >>> params = initialise(config, jax.random.key(0))
         >>> places = tree_shardings(mesh, config, jax.eval_shape(tx.init, params))
         >>> moments = jax.jit(tx.init, out_shardings=places)(params)
         >>> tuple(moments[0].mu["embed"].sharding.spec)
@@ -413,7 +396,7 @@ def activation_spec(mesh: Any, shape: tuple[int, ...], names: Sequence[str | Non
         while size % math.prod(sizes[axis] for axis in kept):
             kept = kept[:-1]
         if kept != wanted and name == "batch":
-            _log.warning("%d rows are not divisible over %s; they are split over %s", size,
-                         " x ".join(f"{axis} {sizes[axis]}" for axis in wanted), " x ".join(kept) or "none")  # fmt: skip
+            axes = " x ".join(f"{axis} {sizes[axis]}" for axis in wanted)
+            _log.warning("%d rows are not divisible over %s; split over %s", size, axes, " x ".join(kept) or "none")
         entries.append(kept[0] if len(kept) == 1 else (kept or None))
     return P(*entries)

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pdopt.models.checkpoints import export, load
-from pdopt.models.decoder import Execution
+from pdopt.models.decoder import REMATS, Execution
 
 # Test modules are imported by path; the shared families stand beside this file.
 _spec = importlib.util.spec_from_file_location("families", Path(__file__).with_name("families.py"))
@@ -70,7 +70,7 @@ def test_scan_unrolled_and_remat_give_the_same_numbers_and_gradients(folders):
         return jnp.mean(jnp.where(mask[..., None] > 0, logits, 0) ** 2)
 
     results = []
-    for execution in (Execution(), Execution(unroll=True), Execution(remat="full"), Execution(remat="dots")):
+    for execution in (Execution(), Execution(unroll=True), *(Execution(remat=name) for name in REMATS[1:])):
         value, slope = jax.jit(jax.value_and_grad(loss))(load(folder, execution=execution))
         results.append((value, slope.params))
     for value, slope in results[1:]:
@@ -79,7 +79,11 @@ def test_scan_unrolled_and_remat_give_the_same_numbers_and_gradients(folders):
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(results[0][1]))
 
 
-@pytest.mark.parametrize("name", ["qwen2 tied", "qwen3", "llama3", "llama biased", "mistral"])
+EXPORTED = ["qwen2 tied", "qwen2 windows", "qwen3", "qwen3 experts", "llama3", "llama biased", "mistral", "mixtral",
+            "gemma2", "gemma3"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXPORTED)
 def test_an_exported_folder_is_loaded_by_transformers(name, folders, tmp_path):
     folder, model = folders(name)
     ours = load(folder)

@@ -60,7 +60,7 @@ def test_the_same_texts_as_on_one_device(sizes, alone):
         np.testing.assert_allclose(found.log_probs, expected.log_probs, atol=1e-5)
         assert found.tokens.sharding.is_equivalent_to(batch_sharding(mesh), 2)
         assert len(set(np.asarray(found.tokens).ravel())) > 8
-    text = rollout._generate.lower(spread, *rows[:2], jax.random.key(2), sampling, rows[2], pad=0).compile().as_text()
+    text = rollout._generate.lower(spread, *rows[:2], jax.random.key(2), sampling, rows[2], 0, 1).compile().as_text()
     inside = [line for line in text.splitlines() if re.search(r'op_name="[^"]*while/body', line)]
     sizes_sent = [size for _, size in collectives("\n".join(inside))]
     # A token's activations, and what a draw compares; the smallest weight has 32 * 2 * 8 * 4 bytes.
