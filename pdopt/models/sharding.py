@@ -16,7 +16,7 @@ Not done here: expert and pipeline parallelism, sequences split over devices, ex
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, reduce
 from types import MappingProxyType
 from typing import Any
 
@@ -34,7 +34,7 @@ AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
 
 # fmt: off
-# Named axis of a parameter or activation -> axes of the mesh that split it; (): whole. Every expert is split as an MLP is.
+# Named axis of a parameter or activation -> axes of the mesh that split it; (): whole. Each expert is split as an MLP.
 RULES: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "batch": ROWS, "length": (), "embed": ("fsdp",), "vocab": ("tensor",), "heads": ("tensor",),
     "kv_heads": ("tensor",), "mlp": ("tensor",), "layers": (), "head_dim": (), "norm": (), "experts": (),
@@ -222,10 +222,8 @@ def abstract_parameters(mesh: Any, config: DecoderConfig, dtype: Any = jnp.float
     """
     place, params = parameter_sharding(mesh, config), {}
     for path, shape in config.shapes.items():
-        *folders, name = path.split("/")
-        inside = params
-        for folder in folders:
-            inside = inside.setdefault(folder, {})
+        folder, _, name = path.rpartition("/")
+        inside = reduce(lambda tree, part: tree.setdefault(part, {}), folder.split("/") if folder else [], params)
         inside[name] = jax.ShapeDtypeStruct(shape, dtype, sharding=place(path, shape))
     return params
 

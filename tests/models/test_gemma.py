@@ -79,6 +79,21 @@ def test_capped_attention_in_numpy():
     ).all()
 
 
+def test_scores_of_tokens_see_capped_logits_at_a_temperature():
+    ours = model(GEMMA2)
+
+    @jax.jit
+    def both(ours):
+        hidden, targets = ours.hidden(TOKENS, valid=VALID), jnp.asarray(TOKENS[:, ::-1])
+        every = jax.nn.log_softmax(ours.logits(hidden) / 0.7)
+        picked = jnp.take_along_axis(every, targets[..., None], axis=-1)[..., 0]
+        return ours.scores(hidden, targets, 0.7, chunk=5), picked, -jnp.sum(jnp.exp(every) * every, axis=-1)
+
+    scores, log_probs, entropy = both(ours)
+    np.testing.assert_allclose(scores.log_probs, log_probs, atol=1e-5)
+    np.testing.assert_allclose(scores.entropy, entropy, atol=1e-5)
+
+
 def test_a_window_holds_its_own_column_and_those_before():
     order = np.arange(6)
     expected = (order[:, None] >= order) & (order > order[:, None] - 3)
