@@ -29,14 +29,19 @@ def model():
 def prompts():
     rng = np.random.default_rng(1)
     valid = np.arange(PROMPT)[None] >= rng.integers(0, PROMPT, (ROWS, 1))
-    return np.where(valid, rng.integers(1, 64, (ROWS, PROMPT)), 0), valid
+    return np.where(valid, rng.integers(1, 64, (ROWS, PROMPT)), 0).astype(np.int32), valid
+
+
+def compiled(model, tokens, valid, rows):
+    """Temperature -> texts, and the program; its CPU code is not optimised, for it runs twice."""
+    sample = lambda t: (model, tokens, valid, jax.random.key(2), Sampling(NEW, t, eos=(5,)), rows)
+    made = rollout._generate.lower(*sample(1.0), 0, 1).compile({"xla_backend_optimization_level": 0})
+    return {t: made(*sample(t)) for t in (0.0, 1.3)}, made.as_text()
 
 
 @pytest.fixture(scope="module")
 def alone():
-    tokens, valid = prompts()
-    draw = lambda t: rollout.generate(model(), tokens, valid, jax.random.key(2), Sampling(NEW, t, eos=(5,)))
-    return {t: draw(t) for t in (0.0, 1.3)}
+    return compiled(model(), *prompts(), np.arange(ROWS, dtype=np.int32))[0]
 
 
 @pytest.mark.parametrize(
@@ -52,15 +57,13 @@ def test_the_same_texts_as_on_one_device(sizes, alone):
         pytest.skip("eight devices are needed; XLA_FLAGS was set by the caller to fewer")
     mesh = make_mesh(**sizes)
     spread = jax.device_put(model(), tree_shardings(mesh, CONFIG, model())).replace(execution=Execution(mesh=mesh))
-    rows = jax.device_put((*prompts(), np.arange(ROWS)), batch_sharding(mesh))
+    found, text = compiled(spread, *jax.device_put((*prompts(), np.arange(ROWS, dtype=np.int32)), batch_sharding(mesh)))
     for temperature, expected in alone.items():
-        sampling = Sampling(NEW, temperature, eos=(5,))
-        found = rollout.generate(spread, rows[0], rows[1], jax.random.key(2), sampling, rows[2])
-        np.testing.assert_array_equal(found.tokens, expected.tokens)
-        np.testing.assert_allclose(found.log_probs, expected.log_probs, atol=1e-5)
-        assert found.tokens.sharding.is_equivalent_to(batch_sharding(mesh), 2)
-        assert len(set(np.asarray(found.tokens).ravel())) > 8
-    text = rollout._generate.lower(spread, *rows[:2], jax.random.key(2), sampling, rows[2], 0, 1).compile().as_text()
+        tokens = found[temperature].tokens
+        np.testing.assert_array_equal(tokens, expected.tokens)
+        np.testing.assert_allclose(found[temperature].log_probs, expected.log_probs, atol=1e-5)
+        assert tokens.sharding.is_equivalent_to(batch_sharding(mesh), 2)
+        assert len(set(np.asarray(tokens).ravel())) > 8
     inside = [line for line in text.splitlines() if re.search(r'op_name="[^"]*while/body', line)]
     sizes_sent = [size for _, size in collectives("\n".join(inside))]
     # A token's activations, and what a draw compares; the smallest weight has 32 * 2 * 8 * 4 bytes.
