@@ -8,6 +8,7 @@ Parameters are a nested dictionary (`config.shapes` names them); layers are stac
 `Decoder` pairs the two for users: a pytree to call, differentiate and shard.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -97,14 +98,13 @@ class Decoder:
         kernel = choose(self.config, self.execution.kernel, compute_dtype(self))
         front = needs_front(self.config, kernel) and valid is not None
         positions, valid = _placed(tokens, positions, valid)
-        order = jnp.argsort(~valid, axis=1, stable=True) if front else None
-        if front:
-            tokens, positions, valid = (jnp.take_along_axis(x, order, axis=1) for x in (tokens, positions, valid))
         params = {**self.params, "layers": self.stack()}
-        hidden, tallies = run_layers(self.config, self.execution, params, tokens, positions, valid)
-        if front:
-            hidden = jnp.take_along_axis(hidden, jnp.argsort(order, axis=1)[..., None], axis=1)
-        return hidden, tallies
+        run = partial(run_layers, self.config, self.execution, params)
+        if not front:
+            return run(tokens, positions, valid)
+        order = jnp.argsort(~valid, axis=1, stable=True)
+        hidden, tallies = run(*(jnp.take_along_axis(x, order, axis=1) for x in (tokens, positions, valid)))
+        return jnp.take_along_axis(hidden, jnp.argsort(order, axis=1)[..., None], axis=1), tallies
 
     def stack(self, whole: bool = False) -> Any:
         """The layers' parameters, stacked, with what a layer reads beside its own: adapters, router biases, its kind.

@@ -34,13 +34,8 @@ SHAPES = jax.eval_shape(lambda: initialise(CONFIG, jax.random.key(0)))
 
 
 def drawn(path, leaf):
-    """Random weights; the router prefers experts 0 and 1 of each layer, whatever the token."""
-    value = 0.3 * RNG.standard_normal(leaf.shape)
-    if path[-1].key == "mlp_norm":
-        value = np.abs(value) + 1
-    elif "norm" in path[-1].key:
-        value += 1
-    return jnp.asarray(value, jnp.float32)
+    """Random weights, norms around one; large enough that experts differ and their loads lean."""
+    return jnp.asarray(0.3 * RNG.standard_normal(leaf.shape) + ("norm" in path[-1].key), jnp.float32)
 
 
 PARAMS = jax.tree_util.tree_map_with_path(drawn, SHAPES)
