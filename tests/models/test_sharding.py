@@ -1,5 +1,6 @@
 """A model on eight devices: the same numbers as on one, parameters and moments in parts, and nothing sent in vain."""
 
+import dataclasses
 import logging
 import math
 import re
@@ -16,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from pdopt.errors import InvalidOption, InvalidProblem
 from pdopt.models import lora, sharding
-from pdopt.models.config import DecoderConfig
+from pdopt.models.config import DecoderConfig, Mixture
 from pdopt.models.decoder import Decoder, Execution, head, put
 from pdopt.models.log_probs import token_log_probs
 from pdopt.models.sharding import batch_sharding, make_mesh, parameter_sharding, parameter_specs, tree_shardings
@@ -29,7 +30,7 @@ LAYOUTS = {
     "data 8": {"data": 8, "fsdp": 1}, "fsdp 8": {"fsdp": 8}, "fsdp 4 tensor 2": {"fsdp": 4, "tensor": 2},
     "2 2 2": {"data": 2, "fsdp": 2, "tensor": 2},
 }  # fmt: skip
-SLOW = ("data 8", "fsdp 4 tensor 2")
+SLOW = ("data 8", "fsdp 8", "fsdp 4 tensor 2")
 ON_LAYOUTS = pytest.mark.parametrize(
     "layout", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in LAYOUTS]
 )
@@ -212,6 +213,39 @@ def test_rows_that_do_not_divide_are_computed_all_the_same(caplog):
         found = logits(spread, tokens(8)[:3])
     np.testing.assert_allclose(found, expected[:3], atol=1e-5)
     assert "3 rows are not divisible over data 2 x fsdp 2" in caplog.text
+
+
+MIXED = dataclasses.replace(CONFIG, experts=Mixture(count=4, top=2, hidden=16))
+
+
+def test_experts_sort_the_rows_of_their_own_device():
+    """The same hidden states and the same tallies; of the tokens only what `tensor` splits is sent."""
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    run = jax.jit(lambda model, batch: model.hidden_and_tallies(batch))
+    expected, tally = run(Decoder(sharp(MIXED), MIXED), tokens(8))
+    spread = Decoder(placed(mesh, MIXED, sharp(MIXED)), MIXED, Execution(mesh=mesh))
+    compiled = run.lower(spread, jax.device_put(tokens(8), batch_sharding(mesh))).compile(FAST)
+    found, counts = compiled(spread, jax.device_put(tokens(8), batch_sharding(mesh)))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, counts, tally)
+    a = 2 * LENGTH * W * 4
+    # Sums of attention's and the experts' outputs and of the embedding, its exchange; eight weights and the ids.
+    large = sorted(kind for kind, size in sent(compiled) if size >= a and kind != "all-gather")
+    assert large == ["all-reduce", "all-reduce", "all-reduce", "all-to-all"]
+    assert Counter(kind for kind, _ in sent(compiled))["all-gather"] == 9
+
+
+@pytest.mark.slow
+def test_gradients_of_experts_are_those_of_one_device():
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    loss = lambda params, execution, batch: jnp.mean(Decoder(params, MIXED, execution).hidden(batch) ** 3)
+    gradient = jax.jit(jax.grad(loss), static_argnums=1)
+    one = gradient(sharp(MIXED), Execution(), tokens(8))
+    eight = gradient(
+        placed(mesh, MIXED, sharp(MIXED)), Execution(mesh=mesh), jax.device_put(tokens(8), batch_sharding(mesh))
+    )
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight)):
+        np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(a).max()) + 1e-7)
 
 
 def test_key_and_value_heads_stay_whole_where_tensor_does_not_divide_them(caplog):
