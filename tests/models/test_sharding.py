@@ -215,6 +215,20 @@ def test_rows_that_do_not_divide_are_computed_all_the_same(caplog):
     assert "3 rows are not divisible over data 2 x fsdp 2" in caplog.text
 
 
+def test_scores_with_a_cap_and_a_temperature_equal_those_of_one_device():
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    rng = np.random.default_rng(3)
+    hidden, matrix = (rng.normal(size=shape).astype(np.float32) for shape in ((8, 5, W), (W, V)))
+    targets = rng.integers(0, V, (8, 5), np.int32)
+    run = jax.jit(lambda *args, mesh=None: token_log_probs(*args, 0.7, 3, mesh, 5.0), static_argnames="mesh")
+    one, eight = run(hidden, matrix, targets), run(hidden, matrix, targets, mesh=mesh)
+    np.testing.assert_allclose(eight.log_probs, one.log_probs, atol=1e-5)
+    np.testing.assert_allclose(eight.entropy, one.entropy, atol=1e-5)
+    capped = 5 * np.tanh(hidden @ matrix / 5) / 0.7
+    exact = np.take_along_axis(capped, targets[..., None], 2)[..., 0] - np.log(np.exp(capped).sum(-1))
+    np.testing.assert_allclose(eight.log_probs, exact, atol=1e-5)
+
+
 MIXED = dataclasses.replace(CONFIG, experts=Mixture(count=4, top=2, hidden=16))
 
 
