@@ -91,7 +91,9 @@ def trained(layout, constrained=True):
 
     state, losses = (params, moments), []
     places = jax.tree.map(lambda leaf: leaf.sharding, state)
-    compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile(FAST)
+    # With the constraints a state stays where it is by itself; without them the compiler moves even that.
+    pinned = {} if constrained else {"out_shardings": (places, None)}
+    compiled = jax.jit(step, donate_argnums=0, **pinned).lower(state, batch).compile(FAST)
     for _ in range(3):
         state, value = compiled(state, batch)
         losses.append(float(value))
@@ -175,7 +177,8 @@ def test_each_device_holds_its_part_and_the_state_is_updated_in_place(layout):
 def test_without_the_constraints_rows_are_copied():
     """The counts can fail: without `Execution(mesh=)` the compiler sends several times the bytes, without a word."""
     size = lambda compiled: sum(count for _, count in sent(compiled))
-    assert size(trained("fsdp 8", constrained=False)[0]) > 2.5 * size(trained("fsdp 8")[0])
+    naive, ours = size(trained("fsdp 8", constrained=False)[0]), size(trained("fsdp 8")[0])
+    assert naive > 2.5 * ours
 
 
 @jax.jit
