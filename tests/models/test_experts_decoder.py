@@ -109,6 +109,7 @@ def test_tallies_count_valid_tokens_alone_and_add_up(model, plain):
     jax.tree.map(np.testing.assert_array_equal, add_tallies(*parts), tally)
 
 
+@pytest.mark.slow
 def test_unrolled_and_recomputed_give_the_same(model, plain):
     for execution in (Execution(unroll=True), Execution(remat="full")):
         hidden, tally = forward(model.replace(execution=execution))

@@ -53,7 +53,7 @@ def forward(model):
     return model(TOKENS, valid=VALID)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", ["gemma3", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gemma2", "mistral"))])
 def test_decoding_and_unrolling_are_the_full_pass(name):
     full = through_cache.assert_decoding_is_the_full_pass(model(CONFIGS[name]), TOKENS, VALID, 9)[VALID]
     assert np.abs(full).max() > 0.5
@@ -106,8 +106,13 @@ def test_norms_store_their_distance_from_one():
     x, w = RNG.standard_normal((3, 4)).astype(np.float32), RNG.standard_normal(4).astype(np.float32)
     expected = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * (1 + w)
     np.testing.assert_allclose(norm(jnp.asarray(x), jnp.asarray(w), 1e-6, True), expected, rtol=1e-5)
-    fresh = initialise(GEMMA3, jax.random.key(0))["layers"]
-    assert not np.any(fresh["attention"]["q_norm"]) and not np.any(fresh["mlp_post_norm"])  # noqa: PT018
+
+    @jax.jit  # so that the random numbers, which nobody reads, are never compiled
+    def fresh():
+        layers = initialise(GEMMA3, jax.random.key(0))["layers"]
+        return layers["attention"]["q_norm"], layers["mlp_post_norm"]
+
+    assert not any(np.any(weight) for weight in fresh())
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -94,7 +94,9 @@ def test_merged_unrolled_and_decoded_give_the_same(trained):
     through_cache.assert_decoding_is_the_full_pass(model, TOKENS, VALID, 5)
 
 
-@pytest.mark.parametrize("targets", [lora.TARGETS, ("k", "down", "up"), ("v",)])
+@pytest.mark.parametrize(
+    "targets", [("k", "down", "up"), *(pytest.param(t, marks=pytest.mark.slow) for t in (lora.TARGETS, ("v",)))]
+)
 def test_packed_layers_that_keep_adapters_apart_give_the_same(targets):
     """Half precision keeps them apart; here only the embedding is in half, so that float32 can tell."""
     model = adapted(base(compute=jnp.float32), targets)
