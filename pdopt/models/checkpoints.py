@@ -15,13 +15,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from pdopt.errors import InvalidFile, InvalidOption
 from pdopt.models.config import ACTIVATIONS, DecoderConfig, Rope, read_config
 from pdopt.models.decoder import DEFAULT, Decoder, Execution, put
-from pdopt.models.names import IGNORED, Rule, rules
+from pdopt.models.names import IGNORED, Read, Rule, rules
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 INDEX = "model.safetensors.index.json"
@@ -57,9 +58,9 @@ def load(
     with _opened(folder) as tensors:
         _match(folder, config, rules(config), tensors)
 
-        def tensor(name: str) -> np.ndarray:
+        def tensor(name: str, part: tuple[slice, ...]) -> np.ndarray:
             try:
-                return tensors[name].get_tensor(name)
+                return tensors[name].get_slice(name)[part]
             except SafetensorError as error:
                 raise InvalidFile(folder, f"tensor {name} cannot be read: {error}") from error
 
@@ -67,14 +68,14 @@ def load(
 
 
 def assemble(
-    config: DecoderConfig, tensor: Callable[[str], np.ndarray], dtype: Any,
+    config: DecoderConfig, tensor: Read, dtype: Any,
     sharding: Callable[[str, tuple[int, ...]], Any] | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The parameters, from `tensor(name)` in Hugging Face's names and layout; each placed as soon as it is read.
+    """The parameters, from `tensor(name, slices)` in Hugging Face's names and layout; each is placed once read.
 
     Args:
         config: what the parameters are.
-        tensor: reads one tensor; called once for each device that needs a part of it.
+        tensor: reads the rows and columns of a tensor that a device needs; devices with the same part share one.
         dtype: of the parameters.
         sharding: path, shape -> sharding, or None.
     """
@@ -91,16 +92,21 @@ def assemble(
 
 
 def _reader(
-    rule: Rule, tensor: Callable[[str], np.ndarray], shape: tuple[int, ...], stacked: bool, dtype: np.dtype
+    rule: Rule, tensor: Read, shape: tuple[int, ...], stacked: bool, dtype: np.dtype
 ) -> Callable[[Any], np.ndarray]:
-    """`index -> array`: the wanted part of a parameter, layer by layer."""
+    """`index -> array`: the wanted part of a parameter, layer by layer; copies on several devices are read once."""
+    done: dict[str, np.ndarray] = {}
 
-    def read(index: Any) -> np.ndarray:
+    def part(index: tuple[slice, ...]) -> np.ndarray:
         if not stacked:
-            return np.asarray(rule.inward(tensor(rule.name))[index], dtype)
+            return np.asarray(rule.read(tensor, 0, index), dtype)
         layers = range(*index[0].indices(shape[0]))
-        parts = (rule.read(tensor, i)[tuple(index[1:])] for i in layers)
-        return np.stack([np.asarray(part, dtype) for part in parts])
+        return np.stack([np.asarray(rule.read(tensor, i, index[1:]), dtype) for i in layers])
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        if str(index) not in done:
+            done[str(index)] = part(index)
+        return done[str(index)]
 
     return read
 
@@ -174,6 +180,9 @@ def export(
 ) -> None:  # fmt: skip
     """Write a folder that `transformers` loads: `config.json`, safetensors shards, index, tokenizer files.
 
+    Of several processes all call it, since each holds parts of the parameters; the first writes. Parameters are
+    gathered tensor by tensor, so that the host holds one shard of the files and no second model.
+
     Args:
         model: the decoder.
         folder: made if absent; must be empty.
@@ -194,10 +203,14 @@ def export(
             "model has adapters; lora.merge(model) adds them to the weights, lora.export_adapters writes them"
         )
     folder = Path(folder)
+    kind = np.dtype(model.params["embed"].dtype if dtype is None else dtype)
+    if jax.process_index() > 0:
+        for _ in _outward(model, kind):
+            pass
+        return
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise InvalidOption(f"folder {folder} is not empty; expected a new one")
-    kind = np.dtype(model.params["embed"].dtype if dtype is None else dtype)
     (folder / "config.json").write_text(json.dumps(_config(model.config, source, kind), indent=2))
     if source is not None:
         for name in TOKENIZER_FILES:
@@ -244,10 +257,17 @@ def _outward(model: Decoder, kind: np.dtype) -> Iterator[tuple[str, np.ndarray]]
             value = value[part]
         if path.startswith("layers/"):
             for i in range(model.config.depth):
-                for name, tensor in rule.write(np.asarray(value[i]), i):
+                for name, tensor in rule.write(_whole(value[i]), i):
                     yield name, np.ascontiguousarray(tensor, kind)
         else:
-            yield rule.name, np.ascontiguousarray(rule.outward(np.asarray(value)), kind)
+            yield rule.name, np.ascontiguousarray(rule.outward(_whole(value)), kind)
+
+
+def _whole(value: Any) -> np.ndarray:
+    """An array on the host, gathered where processes hold parts of it."""
+    if isinstance(value, jax.Array) and not value.is_fully_addressable:
+        value = multihost_utils.process_allgather(value, tiled=True)
+    return np.asarray(value)
 
 
 _CLASSES = {

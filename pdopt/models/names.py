@@ -4,43 +4,82 @@ Hugging Face stores a linear map as `[out, in]`; ours is `[in, out]` with the he
 one layer goes over, and back; layers are stacked by whoever reads the table.
 """
 
+import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from pdopt.errors import InvalidOption
 from pdopt.models.config import DecoderConfig
 
+# `(name, slices) -> array`: the wanted rows and columns of a tensor.
+Read: TypeAlias = Callable[[str, tuple[slice, ...]], np.ndarray]
 # Buffers that some exporters write though they hold no parameter.
 IGNORED = ("rotary_emb.inv_freq", "self_attn.bias", "self_attn.masked_bias")
 
 
 class Rule(NamedTuple):
-    """How one tensor goes over: its name there, its shape there, and the maps in both directions (NumPy).
+    """How one tensor goes over, as data that is read in both directions.
 
-    Of experts, which Hugging Face stores one by one, `experts` tensors make one of ours; `{e}` in the name counts them.
+    Attributes:
+        name: the tensor's there; `{i}` is the layer, `{e}` the expert.
+        ours: shape of our array of one layer (of one expert).
+        groups: for each axis there the axes of ours that make it, flattened: `((1, 2), (0,))` takes `[in, heads, e]`
+            to `[heads e, in]`.
+        experts: of experts, which Hugging Face stores one by one, this many tensors make one of ours; 0: no experts.
     """
 
     name: str
-    shape: tuple[int, ...]
-    inward: Callable[[np.ndarray], np.ndarray]
-    outward: Callable[[np.ndarray], np.ndarray]
+    ours: tuple[int, ...]
+    groups: tuple[tuple[int, ...], ...]
     experts: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The tensor's shape there."""
+        return tuple(math.prod(self.ours[axis] for axis in group) for group in self.groups)
 
     def names(self, layer: int) -> list[str]:
         """The names of the tensors of one layer."""
         return [self.name.format(i=layer, e=e) for e in range(self.experts or 1)]
 
-    def read(self, tensor: Callable[[str], np.ndarray], layer: int) -> np.ndarray:
-        """Our array of one layer, from `tensor(name)`."""
-        parts = [self.inward(tensor(name)) for name in self.names(layer)]
-        return np.stack(parts) if self.experts else parts[0]
+    def inward(self, tensor: np.ndarray, sizes: tuple[int, ...] | None = None) -> np.ndarray:
+        """Our array from a whole tensor, or from the part of it that holds `sizes` of ours."""
+        order = [axis for group in self.groups for axis in group]
+        sizes = self.ours if sizes is None else sizes
+        return tensor.reshape([sizes[axis] for axis in order]).transpose(np.argsort(order))
+
+    def outward(self, value: np.ndarray) -> np.ndarray:
+        """The tensor from our array."""
+        order = [axis for group in self.groups for axis in group]
+        return value.transpose(order).reshape(self.shape)
+
+    def read(self, tensor: Read, layer: int, index: tuple[slice, ...]) -> np.ndarray:
+        """The part `index` of our array of one layer; of each tensor no more is read than the rows and columns of it.
+
+        Where a group's first axis alone is cut, its part is one run of the tensor's axis; else the axis is read whole.
+        """
+        if self.experts:
+            chosen, inner = self.names(layer)[index[0]], index[1:]
+            return np.stack([self._part(tensor, name, inner) for name in chosen])
+        return self._part(tensor, self.names(layer)[0], index)
 
     def write(self, value: np.ndarray, layer: int) -> Iterator[tuple[str, np.ndarray]]:
         """Names and tensors of one layer, from our array."""
         for name, part in zip(self.names(layer), value if self.experts else [value]):
             yield name, self.outward(part)
+
+    def _part(self, tensor: Read, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        bounds = [part.indices(size)[:2] for part, size in zip(index, self.ours)]
+        runs, sizes, rest = [], list(self.ours), list(index)
+        for first, *others in self.groups:
+            begin, end, step = 0, self.ours[first], math.prod(self.ours[axis] for axis in others)
+            if all(bounds[axis] == (0, self.ours[axis]) for axis in others):
+                begin, end = bounds[first]
+                sizes[first], rest[first] = end - begin, slice(None)
+            runs.append(slice(begin * step, end * step))
+        return self.inward(tensor(name, tuple(runs)), tuple(sizes))[tuple(rest)]
 
 
 def rules(config: DecoderConfig) -> dict[str, Rule]:
@@ -98,20 +137,15 @@ def _rule(config: DecoderConfig, path: str, shape: tuple[int, ...]) -> Rule:
         return _transposed(stored, shape, 1) if name == "router" else _transposed(stored, shape[1:], 1, shape[0])
     if name.endswith("_bias"):
         module = _MODULES[name.removesuffix("_bias")]
-        flat = int(np.prod(shape))
-        return Rule(f"{prefix}{module}.bias", (flat,), lambda t: t.reshape(shape), lambda t: t.reshape(flat))
+        return Rule(f"{prefix}{module}.bias", shape, (tuple(range(len(shape))),))
     inputs = 2 if name == "o" else 1
     return _transposed(f"{prefix}{_MODULES[name]}.weight", shape, inputs)
 
 
 def _same(name: str, shape: tuple[int, ...]) -> Rule:
-    return Rule(name, shape, lambda t: t, lambda t: t)
+    return Rule(name, shape, tuple((axis,) for axis in range(len(shape))))
 
 
-def _transposed(name: str, shape: tuple[int, ...], inputs: int, count: int = 0) -> Rule:
+def _transposed(name: str, shape: tuple[int, ...], inputs: int, experts: int = 0) -> Rule:
     """`[out, in]` there; here the first `inputs` axes are the inputs."""
-    rows, columns = int(np.prod(shape[inputs:])), int(np.prod(shape[:inputs]))
-    return Rule(
-        name, (rows, columns), lambda t: t.T.reshape(shape), lambda t: np.ascontiguousarray(t.reshape(columns, rows).T),
-        count,
-    )  # fmt: skip
+    return Rule(name, shape, (tuple(range(inputs, len(shape))), tuple(range(inputs))), experts)

@@ -44,6 +44,22 @@ def test_a_folder_goes_into_its_parts_and_comes_out_the_same(folder, tmp_path):
         np.testing.assert_array_equal(one[name], two[name])
 
 
+def test_each_part_is_read_once_and_nothing_else(folder):
+    """Rows and columns asked of the files, over all devices: as many numbers as the model has."""
+    if jax.device_count() < 8:
+        pytest.skip("eight devices are needed; XLA_FLAGS was set by the caller to fewer")
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    whole = load_file(folder / "model.safetensors")
+    asked = []
+
+    def tensor(name, part):
+        asked.append(whole[name][part].size)
+        return whole[name][part]
+
+    checkpoints.assemble(CONFIG, tensor, np.float32, parameter_sharding(mesh, CONFIG))
+    assert sum(asked) == CONFIG.parameters
+
+
 @pytest.mark.multiprocess
 def test_two_processes_read_a_folder_and_make_the_logits_of_one(folder, monkeypatch):
     from tests.distributed.group import run_group
@@ -59,3 +75,8 @@ def test_two_processes_read_a_folder_and_make_the_logits_of_one(folder, monkeypa
         assert total / 2 < int(numbers["bytes"]) < 0.6 * total
         found = np.array([float(v) for v in numbers["logits"].split()]).reshape(expected.shape)
         np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+    # Written by the first process, gathered from both.
+    one, two = (load_file(where / "model.safetensors") for where in (folder, folder / "out"))
+    assert one.keys() == two.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name])

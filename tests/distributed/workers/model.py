@@ -12,7 +12,7 @@ def main() -> None:
     import numpy as np
     from jax.experimental import multihost_utils
 
-    from pdopt.models.checkpoints import load
+    from pdopt.models.checkpoints import export, load
     from pdopt.models.config import read_config
     from pdopt.models.decoder import Execution
     from pdopt.models.sharding import batch_sharding, make_mesh, parameter_sharding
@@ -28,6 +28,7 @@ def main() -> None:
     print(f"{TAG}devices {jax.device_count()}")
     print(f"{TAG}bytes {here}")
     whole = multihost_utils.process_allgather(found, tiled=True)
+    export(model, f"{folder}/out")
     print(f"{TAG}logits {' '.join(repr(float(v)) for v in whole.ravel())}")
 
 
