@@ -1,5 +1,6 @@
 """An engine behind HTTP: weights arrive, token ids and log-probabilities come back, each failure is one clear error."""
 
+import dataclasses
 import importlib.util
 import json
 import threading
@@ -23,6 +24,7 @@ small_model = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(small_model)
 
 KEY = jax.random.key(0)
+SHALLOW = small_model.small(dataclasses.replace(small_model.CONFIG, depth=1))
 SAMPLING = Sampling(max_new=4, temperature=0.0, top_k=5, eos=(2,))
 
 
@@ -79,7 +81,7 @@ def server():
 @pytest.fixture
 def engine(server, tmp_path):
     server.seen, server.spoil = [], lambda path, answer: (200, answer)
-    return Engine(small_model.small(), f"http://127.0.0.1:{server.server_port}", str(tmp_path), timeout=20.0)
+    return Engine(SHALLOW, f"http://127.0.0.1:{server.server_port}", str(tmp_path), timeout=20.0)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +91,7 @@ def batch():
 
 def test_it_writes_what_the_new_weights_write(server, engine, batch):
     assert isinstance(engine, Rollouter)
-    other = small_model.small(seed=1)
+    other = small_model.small(SHALLOW.config, seed=1)
     updated = engine.update(engine.model.params).update(other.params)
     found = updated.generate(batch, KEY, SAMPLING)
     expected = Local(other).generate(batch, KEY, SAMPLING)
@@ -106,7 +108,7 @@ def test_it_writes_what_the_new_weights_write(server, engine, batch):
 
 
 def test_tokens_may_come_by_name(server, engine, batch):
-    server.model = small_model.small()
+    server.model = SHALLOW
     expected = engine.generate(batch, KEY, SAMPLING)
 
     def named(path, answer):
@@ -148,14 +150,14 @@ def _first(**changes):
     ],
 )
 def test_wrong_answers_are_told(server, engine, batch, change, message):
-    server.model = small_model.small()
+    server.model = SHALLOW
     server.spoil = lambda path, answer: change(answer)
     with pytest.raises(EngineError, match=message):
         engine.generate(batch, KEY, SAMPLING.replace(eos=()))
 
 
 def test_a_slow_server_and_none_are_told(server, engine, batch):
-    server.model = small_model.small()
+    server.model = SHALLOW
 
     def slow(path, answer):
         time.sleep(1.0)
@@ -170,7 +172,7 @@ def test_a_slow_server_and_none_are_told(server, engine, batch):
 
 def test_weights_that_were_not_loaded_are_told(server, engine):
     server.spoil = lambda path, answer: (200, {"success": False, "message": "no space"})
-    with pytest.raises(EngineError, match="did not load .*: no space"):
+    with pytest.raises(EngineError, match=r"did not load .*: no space"):
         engine.update(engine.model.params)
 
 

@@ -1,5 +1,6 @@
 """Buckets hold what they should, and a rollout over them compiles once a bucket."""
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from pdopt.training.sampling import Sampling
 _spec = importlib.util.spec_from_file_location("small_model", Path(__file__).parent / "small_model.py")
 small_model = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(small_model)
+
+SHALLOW = small_model.small(dataclasses.replace(small_model.CONFIG, depth=1))
 
 
 class Tokenizer:
@@ -61,7 +64,7 @@ def test_every_prompt_is_in_one_batch_whole_and_left_padded():
 def test_twenty_batches_compile_once_a_bucket():
     rng = np.random.default_rng(1)
     ids = [rng.integers(3, 60, size).tolist() for size in [*rng.integers(1, 17, 36), *rng.integers(17, 33, 44)]]
-    rollouter, sampling = Local(small_model.small()), Sampling(max_new=3)
+    rollouter, sampling = Local(SHALLOW), Sampling(max_new=3)
     before, count = rollout._generate._cache_size(), 0
     for batch in batches(ids, 4):
         rollouter.generate(batch, jax.random.key(0), sampling)

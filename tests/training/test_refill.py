@@ -63,7 +63,7 @@ def test_texts_keep_their_numbers(case):
 
 def test_it_takes_fewer_steps_and_compiles_once(case):
     """Lengths spread over 1 to 14 through four slots; a second call compiles nothing."""
-    model, tokens, valid, sampling, limits = case
+    model, tokens, valid, _, limits = case
     free = Sampling(max_new=14)
     found = refill(model, tokens, valid, KEY, free, slots=4, chunk=5, limits=limits)
     sizes = module._chunk._cache_size(), module._admit._cache_size(), module._pack._cache_size()

@@ -1,5 +1,6 @@
 """Our own rollouter with and without refill, and the weights of tokens that another engine drew."""
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 
@@ -17,16 +18,18 @@ _spec = importlib.util.spec_from_file_location("small_model", Path(__file__).par
 small_model = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(small_model)
 
+SHALLOW = small_model.small(dataclasses.replace(small_model.CONFIG, depth=1))
+
 
 def test_slots_change_the_work_and_not_the_texts_and_updates_change_the_weights():
     batch = next(batches([[5, 6, 7], [8], [9, 10]], 3, group=2))
     key, sampling = jax.random.key(0), Sampling(max_new=6)
-    plain = Local(small_model.small())
+    plain = Local(SHALLOW)
     assert isinstance(plain, Rollouter)
     expected = plain.generate(batch, key, sampling)
     found = plain.replace(slots=2, chunk=4).generate(batch, key, sampling)
     np.testing.assert_array_equal(found.tokens, expected.tokens)
-    other = plain.update(small_model.small(seed=1).params)
+    other = plain.update(small_model.small(SHALLOW.config, seed=1).params)
     assert (np.asarray(other.generate(batch, key, sampling).tokens) != np.asarray(expected.tokens)).any()
     np.testing.assert_array_equal(plain.generate(batch, key, sampling).tokens, expected.tokens)
 
@@ -42,6 +45,6 @@ def test_ratios_are_cut_without_overflow_and_carry_no_gradient():
 
 def test_bad_settings_are_refused():
     with pytest.raises(InvalidOption, match="slots is -1"):
-        Local(small_model.small(), slots=-1)
+        Local(SHALLOW, slots=-1)
     with pytest.raises(InvalidOption, match="chunk is 0"):
-        Local(small_model.small(), chunk=0)
+        Local(SHALLOW, chunk=0)
