@@ -31,7 +31,13 @@ class TokenScores(NamedTuple):
 
 
 def token_log_probs(
-    hidden: Any, head: Any, targets: Any, temperature: Any = 1.0, chunk: int = CHUNK, mesh: Any = None
+    hidden: Any,
+    head: Any,
+    targets: Any,
+    temperature: Any = 1.0,
+    chunk: int = CHUNK,
+    mesh: Any = None,
+    cap: float | None = None,
 ) -> TokenScores:
     """Scores of `targets` under `softmax(hidden @ head / temperature)`.
 
@@ -40,6 +46,7 @@ def token_log_probs(
         temperature: > 0; divides the hidden states, so it costs nothing.
         chunk: tokens whose logits exist at once, on each device, >= 1.
         mesh: splits the first axis of hidden and targets over `data` and `fsdp` (`Execution.mesh`); None: no mesh.
+        cap: c, where logits are `c tanh(hidden @ head / c)` before the temperature (`DecoderConfig.logit_cap`).
 
     Raises:
         InvalidProblem: shapes that do not match. InvalidOption: chunk below 1.
@@ -53,28 +60,30 @@ def token_log_probs(
     require_shape("hidden's last axis", jnp.shape(hidden)[-1:], jnp.shape(head)[:1], "head has that many rows")
     require_range("chunk", chunk, 1)
     if not rows_divide(mesh, jnp.shape(hidden)[0]):
-        return _scores(hidden, targets, head, temperature, chunk)
+        return _scores(hidden, targets, head, temperature, chunk, cap=cap)
     places = (P(ROWS), P(ROWS), P("fsdp", "tensor"), P())
-    local = jax.shard_map(partial(_local_scores, chunk=chunk), mesh=mesh, in_specs=places, out_specs=P(ROWS))
+    local = jax.shard_map(partial(_local_scores, chunk=chunk, cap=cap), mesh=mesh, in_specs=places, out_specs=P(ROWS))
     return local(hidden, targets, head, jnp.asarray(temperature, jnp.float32))
 
 
-def _local_scores(hidden: Any, targets: Any, head: Any, temperature: Any, chunk: int) -> TokenScores:
+def _local_scores(hidden: Any, targets: Any, head: Any, temperature: Any, chunk: int, cap: float | None) -> TokenScores:
     """One device's rows under its part of the vocabulary."""
     # Made to vary over devices before the loop: gradients are then summed over devices behind the loop, not in it.
     whole = lax.pcast(lax.all_gather(head, "fsdp", axis=0, tiled=True), "data", to="varying")
-    return _scores(lax.pcast(hidden, "tensor", to="varying"), targets, whole, temperature, chunk, "tensor")
+    return _scores(lax.pcast(hidden, "tensor", to="varying"), targets, whole, temperature, chunk, "tensor", cap)
 
 
 def _scores(
-    hidden: Any, targets: Any, head: Any, temperature: Any, chunk: int, axis: str | None = None
-) -> TokenScores:
+    hidden: Any, targets: Any, head: Any, temperature: Any, chunk: int, axis: str | None = None,
+    cap: float | None = None,
+) -> TokenScores:  # fmt: skip
     """The scores chunk by chunk; `axis` names the mesh axis that splits the vocabulary, if one does."""
     width, count = hidden.shape[-1], targets.size
     size = min(chunk, max(count, 1))
     blocks = -(-count // size)
     spare = blocks * size - count
-    states = jnp.pad(hidden.reshape(-1, width) / jnp.asarray(temperature, hidden.dtype), ((0, spare), (0, 0)))
+    divided = hidden if cap is not None else hidden / jnp.asarray(temperature, hidden.dtype)
+    states = jnp.pad(divided.reshape(-1, width), ((0, spare), (0, 0)))
     tokens = jnp.pad(targets.reshape(-1), (0, spare))
     first = 0 if axis is None else lax.axis_index(axis) * head.shape[1]
     total = lambda x: x if axis is None else lax.psum(x, axis)
@@ -83,6 +92,8 @@ def _scores(
     @jax.checkpoint
     def score(part: tuple[Any, Any]) -> TokenScores:
         logits = jnp.matmul(part[0], head.astype(part[0].dtype), preferred_element_type=jnp.float32)
+        if cap is not None:
+            logits = cap * jnp.tanh(logits / cap) / temperature
         peak = highest(jnp.max(lax.stop_gradient(logits), axis=-1))
         lse = peak + jnp.log(total(jnp.sum(jnp.exp(logits - peak[:, None]), axis=-1)))
         place = part[1] - first
