@@ -70,8 +70,8 @@ def generate(
         rows: `(p * group,)` global numbers of the texts; None counts from 0.
         pad: token id written after a row's end.
         group: texts a prompt, >= 1; a prompt is read once. The texts are those of the prompts repeated.
-        limits: `(p * group,)` most tokens of each text, 1 to `max_new`; None: `max_new`. A text that its limit ends is
-            not finished.
+        limits: `(p * group,)` most tokens of each text, brought into 1 to `max_new`; None: `max_new`. A text that its
+            limit ends is not finished.
 
     Returns:
         A `Rollout` of `b = p * group` rows.
@@ -100,11 +100,11 @@ def checked(prompts: Any, valid: Any, rows: Any, limits: Any, sampling: Sampling
     require_shape("valid", valid.shape, prompts.shape, "prompts has that shape")
     require_range("group", group, 1)
     count = prompts.shape[0] * group
-    rows = jnp.arange(count) if rows is None else jnp.asarray(rows, jnp.int32)
+    rows = jnp.arange(count, dtype=jnp.int32) if rows is None else jnp.asarray(rows, jnp.int32)
     require_shape("rows", rows.shape, (count,), "there are that many texts")
-    limits = jnp.full(count, sampling.max_new) if limits is None else jnp.asarray(limits, jnp.int32)
+    limits = jnp.full(count, sampling.max_new, jnp.int32) if limits is None else jnp.asarray(limits, jnp.int32)
     require_shape("limits", limits.shape, (count,), "there are that many texts")
-    return prompts, valid, rows, limits
+    return prompts, valid, rows, jnp.clip(limits, 1, sampling.max_new)
 
 
 @partial(jax.jit, static_argnames=("pad", "group"))
