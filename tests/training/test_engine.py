@@ -26,6 +26,7 @@ _spec.loader.exec_module(small_model)
 KEY = jax.random.key(0)
 SHALLOW = small_model.small(dataclasses.replace(small_model.CONFIG, depth=1))
 SAMPLING = Sampling(max_new=4, temperature=0.0, top_k=5, eos=(2,))
+ASKED = [[5, 6, 7], [5, 6, 7], [8], [8], [9, 10], [9, 10]]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -57,7 +58,7 @@ class Server(ThreadingHTTPServer):
             self.model = load(body["model_path"])
             return {"success": True}
         batch = next(batches(body["prompt"], len(body["prompt"])))
-        found = Local(self.model).generate(batch, KEY, Sampling(max_new=body["max_tokens"], temperature=0.0, eos=(2,)))
+        found = Local(self.model).generate(batch, KEY, SAMPLING)
         choices = []
         for row in range(len(body["prompt"])):
             size = int(found.mask[row].sum())
@@ -81,7 +82,7 @@ def server():
 @pytest.fixture
 def engine(server, tmp_path):
     server.seen, server.spoil = [], lambda path, answer: (200, answer)
-    return Engine(SHALLOW, f"http://127.0.0.1:{server.server_port}", str(tmp_path), timeout=20.0)
+    return Engine(SHALLOW, f"http://127.0.0.1:{server.server_port}", str(tmp_path), timeout=300.0)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_it_writes_what_the_new_weights_write(server, engine, batch):
     other = small_model.small(SHALLOW.config, seed=1)
     updated = engine.update(engine.model.params).update(other.params)
     found = updated.generate(batch, KEY, SAMPLING)
-    expected = Local(other).generate(batch, KEY, SAMPLING)
+    expected = Local(other).generate(next(batches(ASKED, 6)), KEY, SAMPLING)
     np.testing.assert_array_equal(found.tokens, expected.tokens)
     np.testing.assert_array_equal(found.mask, expected.mask)
     np.testing.assert_array_equal(found.finished, expected.finished)
@@ -103,7 +104,8 @@ def test_it_writes_what_the_new_weights_write(server, engine, batch):
     assert sorted(path.name for path in Path(engine.folder).iterdir()) == ["update-2"]
     path, body = server.seen[-1]
     assert path == "/v1/completions"
-    assert body["prompt"] == [[5, 6, 7], [5, 6, 7], [8], [8], [9, 10], [9, 10]]
+    assert body["prompt"] == ASKED
+    assert body["max_tokens"] == 4
     assert (body["top_k"], body["stop_token_ids"], body["return_token_ids"]) == (5, [2], True)
 
 

@@ -4,7 +4,6 @@ import importlib.util
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -21,18 +20,25 @@ _spec.loader.exec_module(small_model)
 
 KEY = jax.random.key(3)
 LETTERS = [chr(59 + token) for token in range(64)]
-ROWS = 11
+ROWS, PAD = 11, 63
+SAMPLING = Sampling(max_new=14, eos=(5, 9), stop=((11,), (20, 21)))
 
 
 @pytest.fixture(scope="module")
 def case():
-    """A model, eleven prompts, and their texts of at most 14 tokens, some of which an eos or a pair ends."""
+    """A model, eleven prompts, limits of their texts, and the texts, some of which an eos or a stop ends."""
     model = small_model.small()
     tokens, valid = small_model.left_padded(ROWS, seed=1)
-    free = np.asarray(generate(model, tokens, valid, KEY, Sampling(max_new=14)).tokens)
-    sampling = Sampling(max_new=14, eos=(int(free[0, 2]),), stop=(tuple(int(t) for t in free[1, 4:6]),))
     limits = np.random.default_rng(0).integers(1, 15, ROWS)
-    return model, tokens, valid, sampling, limits
+    expected = generate(model, tokens, valid, KEY, SAMPLING, pad=PAD, limits=limits)
+    assert bool(expected.finished.any())
+    assert not bool(expected.finished.all())
+    return model, tokens, valid, limits, expected
+
+
+def through(case, rows=None, **settings):
+    model, tokens, valid, limits, _ = case
+    return refill(model, tokens, valid, KEY, SAMPLING, rows, PAD, slots=4, chunk=5, limits=limits, **settings)
 
 
 def same(found, expected):
@@ -45,46 +51,42 @@ def same(found, expected):
 
 def test_texts_are_those_without_refill(case):
     """Four slots and chunks of five: prompts wait, the ring turns, and chunks end early and late."""
-    model, tokens, valid, sampling, limits = case
-    expected = generate(model, tokens, valid, KEY, sampling, pad=63, limits=limits)
-    found = refill(model, tokens, valid, KEY, sampling, pad=63, slots=4, chunk=5, limits=limits)
-    same(found, expected)
-    assert bool(expected.finished.any())
-    assert not bool(expected.finished.all())
+    same(through(case), case[4])
 
 
 def test_texts_keep_their_numbers(case):
-    model, tokens, valid, sampling, _ = case
+    model, tokens, valid, limits, _ = case
     rows = np.arange(ROWS) * 3 + 7
-    expected = generate(model, tokens, valid, KEY, sampling, rows)
-    found = refill(model, tokens, valid, KEY, sampling, rows, slots=4, chunk=5)
-    same(found, expected)
+    same(through(case, rows), generate(model, tokens, valid, KEY, SAMPLING, rows, PAD, limits=limits))
 
 
 def test_it_takes_fewer_steps_and_compiles_once(case):
-    """Lengths spread over 1 to 14 through four slots; a second call compiles nothing."""
-    model, tokens, valid, _, limits = case
-    free = Sampling(max_new=14)
-    found = refill(model, tokens, valid, KEY, free, slots=4, chunk=5, limits=limits)
+    """Than batches of four would; other texts compile nothing."""
+    found = through(case)
+    lengths = np.asarray(case[4].mask.sum(axis=1))
+    assert int(found.steps) < sum(lengths[start : start + 4].max() for start in range(0, ROWS, 4))
     sizes = module._chunk._cache_size(), module._admit._cache_size(), module._pack._cache_size()
-    refill(model, tokens[::-1], valid[::-1], KEY, free, slots=4, chunk=5, limits=limits)
+    through((case[0], case[1][::-1], case[2][::-1], case[3], None))
     assert sizes == (module._chunk._cache_size(), module._admit._cache_size(), module._pack._cache_size())
-    batches = [limits[start : start + 4].max() for start in range(0, ROWS, 4)]
-    assert int(found.steps) < sum(batches)
-    np.testing.assert_array_equal(found.mask.sum(axis=1), limits)
 
 
 def test_stop_strings_cut_the_same_texts_in_both_paths(case):
-    model, tokens, valid, _, _ = case
-    sampling = Sampling(max_new=14)
-    whole = generate(model, tokens, valid, KEY, sampling)
+    whole = case[4]
     decode = lambda ids: "".join(LETTERS[i] for i in ids)
-    string = decode(np.asarray(whole.tokens)[2, 5:8].tolist())
+    row = int(np.argmax(whole.mask.sum(axis=1)))
+    string = decode(np.asarray(whole.tokens)[row, 5:8].tolist())
     stop = StopText((string,), decode)
-    expected = cut(whole, stop)
-    assert bool(expected.finished[2])
-    assert int(expected.mask[2].sum()) == 8
-    same(refill(model, tokens, valid, KEY, sampling, slots=4, chunk=5, stop=stop), expected)
+    expected = cut(whole, stop, PAD)
+    assert bool(expected.finished[row])
+    assert int(expected.mask[row].sum()) == 8
+    same(through(case, stop=stop), expected)
+
+
+def test_one_token_needs_no_step(case):
+    model, tokens, valid, _, expected = case
+    found = refill(model, tokens[:1], valid[:1], KEY, Sampling(max_new=1), slots=8)
+    np.testing.assert_array_equal(found.tokens, expected.tokens[:1, :1])
+    assert int(found.steps) == 0
 
 
 @pytest.mark.parametrize(
@@ -97,15 +99,6 @@ def test_stop_strings_cut_the_same_texts_in_both_paths(case):
     ],
 )
 def test_bad_settings_are_refused(case, settings, message):
-    model, tokens, valid, sampling, _ = case
-    with pytest.raises(InvalidOption, match=message):
-        refill(model, tokens, valid, KEY, sampling, **settings)
-
-
-def test_one_prompt_and_one_token(case):
     model, tokens, valid, _, _ = case
-    found = refill(model, tokens[:1], valid[:1], KEY, Sampling(max_new=1), slots=8)
-    expected = generate(model, tokens[:1], valid[:1], KEY, Sampling(max_new=1))
-    same(found, expected)
-    assert int(found.steps) == 0
-    assert jnp.shape(found.tokens) == (1, 1)
+    with pytest.raises(InvalidOption, match=message):
+        refill(model, tokens, valid, KEY, SAMPLING, **settings)
