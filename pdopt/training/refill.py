@@ -52,7 +52,7 @@ class _Drawn(NamedTuple):
 
 
 def refill(
-    model: Decoder, prompts: Any, valid: Any, key: Any, sampling: Sampling, rows: Any = None, pad: int = 0,
+    model: Decoder | Packed, prompts: Any, valid: Any, key: Any, sampling: Sampling, rows: Any = None, pad: int = 0,
     *, slots: int = 64, chunk: int = 32, share: float = 0.25, limits: Any = None, stop: StopText | None = None,
 ) -> Rollout:  # fmt: skip
     """Sample one continuation of each of `n` prompts, at most `slots` at a time.
@@ -87,7 +87,7 @@ def refill(
     texts = _Texts.empty(len(prompts), sampling.max_new, pad)
     slots = min(slots, len(prompts))
     many = max(1, round(share * slots))
-    packed = _pack(model)
+    packed = model if isinstance(model, Packed) else _pack(model)
     state = _no_slots(packed, slots, prompts.shape[1], sampling)
     holds, waiting, steps = np.full(slots, -1), 0, 0
     while True:

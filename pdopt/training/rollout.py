@@ -57,13 +57,13 @@ class _State(NamedTuple):
 
 
 def generate(
-    model: Decoder, prompts: Any, valid: Any, key: Any, sampling: Sampling, rows: Any = None, pad: int = 0,
+    model: Decoder | Packed, prompts: Any, valid: Any, key: Any, sampling: Sampling, rows: Any = None, pad: int = 0,
     *, group: int = 1, limits: Any = None,
 ) -> Rollout:  # fmt: skip
     """Sample `group` continuations of each prompt; those of one prompt stand next to each other.
 
     Args:
-        model: the decoder.
+        model: the decoder; or its `decoding.pack`, made once for several calls with the same weights.
         prompts: `(p, t)` int token ids, left padded; valid: `(p, t)` bool, one real token a row at least, at its end.
         key: a JAX key; the same key gives the same texts however rows are split into batches.
         sampling: what to draw and when to stop; its temperature is traced.
@@ -109,10 +109,10 @@ def checked(prompts: Any, valid: Any, rows: Any, limits: Any, sampling: Sampling
 
 @partial(jax.jit, static_argnames=("pad", "group"))
 def _generate(
-    model: Decoder, prompts: Any, valid: Any, key: Any, sampling: Sampling, rows: Any, limits: Any, pad: int,
-    group: int,
+    model: Decoder | Packed, prompts: Any, valid: Any, key: Any, sampling: Sampling, rows: Any, limits: Any,
+    pad: int, group: int,
 ) -> Rollout:  # fmt: skip
-    packed, width, limit = pack(model), prompts.shape[1], sampling.max_new
+    packed, width, limit = packed_once(model), prompts.shape[1], sampling.max_new
     # The last token is drawn, never read: it needs no column.
     room = min(limit - 1, FIRST_STAGE)
     hidden, cache = read(packed, prompts, valid, width + room)
@@ -126,6 +126,11 @@ def _generate(
         more = min(limit - 1, 2 * room) - room
         state, room = state._replace(cache=grown(state.cache, more)), room + more
     return Rollout(state.tokens, state.log_probs, state.sampler_log_probs, state.mask, state.finished, state.count)
+
+
+def packed_once(model: Decoder | Packed) -> Packed:
+    """The weights as decoding reads them, whether they are packed already or not."""
+    return model if isinstance(model, Packed) else pack(model)
 
 
 class _Draws(NamedTuple):

@@ -12,6 +12,7 @@ import torch
 
 from pdopt.errors import InvalidOption, InvalidProblem
 from pdopt.models.checkpoints import load
+from pdopt.models.decoding import pack
 from pdopt.models.log_probs import token_log_probs
 from pdopt.training import rollout
 from pdopt.training.rollout import generate
@@ -87,7 +88,7 @@ def test_a_group_reads_its_prompt_once_and_gets_the_same_texts():
     tokens, valid = prompts(3)
     key, sampling = jax.random.key(7), Sampling(max_new=12)
     found = generate(model, tokens, valid, key, sampling, group=2)
-    apart = generate(model, jnp.repeat(tokens, 2, axis=0), jnp.repeat(valid, 2, axis=0), key, sampling)
+    apart = generate(pack(model), jnp.repeat(tokens, 2, axis=0), jnp.repeat(valid, 2, axis=0), key, sampling)
     np.testing.assert_array_equal(found.tokens, apart.tokens)
     np.testing.assert_allclose(found.log_probs, apart.log_probs, atol=1e-5)
     assert (np.asarray(found.tokens[0::2]) != np.asarray(found.tokens[1::2])).any()
