@@ -17,6 +17,7 @@ from jax import lax
 from pdopt.errors import InvalidOption, require_shape
 from pdopt.models.attention import attend, causal_mask, default_kernel, rotate, rotations
 from pdopt.models.config import DecoderConfig
+from pdopt.models.sharding import RESIDUAL, constrain, split_heads
 from pdopt.types import record
 
 REMATS = ("none", "full", "dots")
@@ -30,12 +31,14 @@ class Execution(NamedTuple):
         kernel: attention kernel; None chooses by backend.
         unroll: run the layers in a Python loop instead of a scan.
         remat: what the backward pass recomputes: "none", "full" (all but block inputs), "dots" (all but products).
+        mesh: where activations are split (`sharding.make_mesh`); None leaves them to the compiler.
     """
 
     compute: Any = None
     kernel: str | None = None
     unroll: bool = False
     remat: str = "none"
+    mesh: Any = None
 
 
 DEFAULT = Execution()
@@ -84,14 +87,14 @@ class Decoder:
 
     def logits(self, hidden: Any) -> Any:
         """`hidden @ head` in float32."""
-        return jnp.matmul(
-            hidden, head(self.config, self.params).astype(hidden.dtype), preferred_element_type=jnp.float32
-        )
+        matrix = head(self.config, self.params, self.execution.mesh).astype(hidden.dtype)
+        logits = jnp.matmul(hidden, matrix, preferred_element_type=jnp.float32)
+        return constrain(logits, self.execution.mesh, "batch", *(None,) * (hidden.ndim - 2), "vocab")
 
 
-def head(config: DecoderConfig, params: Any) -> Any:
-    """The matrix `(width, vocabulary)` that makes logits."""
-    return params["embed"].T if config.tied else params["head"]
+def head(config: DecoderConfig, params: Any, mesh: Any = None) -> Any:
+    """The matrix `(width, vocabulary)` that makes logits; on a mesh its width is whole on every device."""
+    return constrain(params["embed"].T if config.tied else params["head"], mesh, None, "vocab")
 
 
 def initialise(config: DecoderConfig, key: Any, dtype: Any = jnp.float32) -> Any:
@@ -136,9 +139,11 @@ def _placed(tokens: Any, positions: Any, valid: Any) -> tuple[Any, Any]:
 def run_layers(config: DecoderConfig, execution: Execution, params: Any, tokens: Any, positions: Any, mask: Any) -> Any:
     """Normalised hidden states of a block of tokens that see each other through `mask (b, t, t)`."""
     h, turned, kernel = _enter(config, execution, params, tokens, positions)
+    mesh = execution.mesh
 
     def block(h: Any, layer: Any) -> tuple[Any, None]:
-        q, k, v = _project(config, layer, h, turned)
+        h = constrain(h, mesh, *RESIDUAL)
+        q, k, v = split_heads(mesh, *_project(config, layer, h, turned))
         return _leave(config, layer, h, attend(q, k, v, mask, kernel)), None
 
     block = _checkpointed(block, execution.remat)
@@ -168,7 +173,8 @@ def extend(
     keys, values = [], []
     write = lambda old, new: lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), at, 1)
     for number, layer in enumerate(layers):
-        q, k, v = _project(config, layer, h, turned)
+        h = constrain(h, model.execution.mesh, *RESIDUAL)
+        q, k, v = split_heads(model.execution.mesh, *_project(config, layer, h, turned))
         keys.append(write(cache.keys[number], k))
         values.append(write(cache.values[number], v))
         seen = attend(q, keys[-1].astype(q.dtype), values[-1].astype(q.dtype), mask, kernel)
@@ -223,7 +229,10 @@ def norm(x: Any, weight: Any, epsilon: float) -> Any:
 def _enter(config: DecoderConfig, execution: Execution, params: Any, tokens: Any, positions: Any) -> Any:
     dtype = params["embed"].dtype if execution.compute is None else jnp.dtype(execution.compute)
     kernel = default_kernel(dtype) if execution.kernel is None else execution.kernel
-    return params["embed"][tokens].astype(dtype), rotations(config.rope, config.head_dim, positions), kernel
+    # By width first, where the table's own split puts it, then one exchange into rows.
+    h = constrain(params["embed"][tokens].astype(dtype), execution.mesh, "rows", None, "embed")
+    h = constrain(h, execution.mesh, *RESIDUAL)
+    return h, rotations(config.rope, config.head_dim, positions), kernel
 
 
 def _project(config: DecoderConfig, layer: Any, h: Any, turned: Any) -> tuple[Any, Any, Any]:
