@@ -36,8 +36,9 @@ ROWS = ("data", "fsdp")
 # Named axis of a parameter or activation -> axes of the mesh that split it; None: whole.
 RULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "batch": ROWS, "rows": ("data",), "length": (), "embed": ("fsdp",), "vocab": ("tensor",), "heads": ("tensor",),
+        "batch": ROWS, "length": (), "embed": ("fsdp",), "vocab": ("tensor",), "heads": ("tensor",),
         "kv_heads": ("tensor",), "mlp": ("tensor",), "layers": (), "head_dim": (), "norm": (), "rank": (),
+        "experts": (),
     }  # fmt: skip
 )
 
@@ -50,6 +51,8 @@ PARAMETERS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = MappingProxy
         "norm": ((), ("norm",)),
         "attention_norm": ((), ("norm",)),
         "mlp_norm": ((), ("norm",)),
+        "attention_post_norm": ((), ("norm",)),
+        "mlp_post_norm": ((), ("norm",)),
         "attention/q": (("embed",), ("heads", "head_dim")),
         "attention/k": (("embed",), ("kv_heads", "head_dim")),
         "attention/v": (("embed",), ("kv_heads", "head_dim")),
@@ -66,6 +69,10 @@ PARAMETERS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = MappingProxy
         "mlp/gate_bias": ((), ("mlp",)),
         "mlp/up_bias": ((), ("mlp",)),
         "mlp/down_bias": ((), ("norm",)),
+        "experts/router": (("embed",), ("experts",)),
+        "experts/gate": (("experts", "embed"), ("mlp",)),
+        "experts/up": (("experts", "embed"), ("mlp",)),
+        "experts/down": (("experts", "mlp"), ("embed",)),
     }
 )
 
@@ -298,6 +305,29 @@ def split_heads(mesh: Any, q: Any, k: Any, v: Any) -> tuple[Any, Any, Any]:
     """
     place = lambda x, name: constrain(x, mesh, "batch", None, name, None)
     return place(q, "heads"), place(k, "kv_heads"), place(v, "kv_heads")
+
+
+def lookup(table: Any, tokens: Any, dtype: Any, mesh: Any = None) -> Any:
+    """`table[tokens]` in `dtype`, `(rows, tokens, width)`, rows split on a mesh.
+
+    Each device looks tokens up in its part of the vocabulary and width, for all rows of its `data` group; a sum over
+    `tensor` joins the vocabulary, one exchange over `fsdp` turns parts of the width into rows. Left to itself the
+    compiler gathers the table, or every activation.
+
+    Example:
+        >>> print(lookup(jnp.eye(3), jnp.array([[2]]), jnp.float32))
+        [[[0. 0. 1.]]]
+    """
+    if mesh is None or not set(AXES) <= set(mesh.shape) or tokens.shape[0] % math.prod(mesh.shape[a] for a in ROWS):
+        return constrain(table[tokens].astype(dtype), mesh, *RESIDUAL)
+
+    def local(part: Any, ids: Any) -> Any:
+        here = lax.all_gather(ids, "fsdp", axis=0, tiled=True) - lax.axis_index("tensor") * part.shape[0]
+        found = jnp.where(((here >= 0) & (here < part.shape[0]))[..., None], part[here], 0).astype(dtype)
+        whole = lax.psum(found, "tensor")
+        return lax.all_to_all(whole, "fsdp", split_axis=0, concat_axis=2, tiled=True)
+
+    return jax.shard_map(local, mesh=mesh, in_specs=(P("tensor", "fsdp"), P(ROWS)), out_specs=P(ROWS))(table, tokens)
 
 
 def activation_spec(mesh: Any, shape: tuple[int, ...], names: Sequence[str | None]) -> P:
