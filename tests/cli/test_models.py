@@ -64,6 +64,18 @@ def test_seventy_billion_parameters_without_one_of_them(places, capsys):
     assert (small["purpose"], small["dtype"]) == ("sampling", "float32")
 
 
+def test_of_a_mixture_a_token_uses_few_parameters(places, capsys, tmp_path):
+    """Mixtral's shape: 46.7 B parameters, 12.9 B of them active, as its authors say."""
+    sizes = {"model_type": "mixtral", "vocab_size": 32_000, "hidden_size": 4096, "num_hidden_layers": 32,
+             "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14_336, "num_local_experts": 8,
+             "num_experts_per_tok": 2, "rope_theta": 1e6, "tie_word_embeddings": False}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(sizes))
+    record = inspect(capsys, "--config", tmp_path / "config.json")
+    assert round(record["parameters"] / 1e9, 1) == 46.7
+    assert round(record["active"] / 1e9, 1) == 12.9
+    assert record["sizes"]["experts"] == 8
+
+
 def test_what_a_person_reads(places, capsys):
     assert execute(["models", "inspect", str(places[0]), "--mesh", "1,1,1"]) == 0
     lines = capsys.readouterr().out.splitlines()
