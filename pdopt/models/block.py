@@ -81,7 +81,7 @@ def project(config: DecoderConfig, layer: Any, h: Any, turned: Turns) -> tuple[A
 
 
 def look(config: DecoderConfig, layer: Any, q: Any, k: Any, v: Any, mask: Any, kernel: str, at: Any = 0) -> Any:
-    """What queries in columns `at`, `at + 1`, ... see of keys and values under `mask (b, t, s)` and a layer's window."""
+    """What queries in columns `at`, `at + 1`, ... see of keys and values: `mask (b, t, s)` and the layer's window."""
     if config.window is not None:
         mask = where_local(config, layer, in_window(mask, config.window, at), mask)
     return attend(q, k, v, mask, kernel, config.query_scalar, config.attention_cap)

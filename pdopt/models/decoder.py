@@ -8,21 +8,26 @@ Parameters are a nested dictionary (`config.shapes` names them); layers are stac
 `Decoder` pairs the two for users: a pytree to call, differentiate and shard.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from pdopt.errors import InvalidOption, require_shape
-from pdopt.models.attention import causal_mask, default_kernel
-from pdopt.models.block import look, normed, packed, project, residual_and_tally, turns
+from pdopt.models.block import normed, packed, project, residual_and_tally, turns
 from pdopt.models.config import DecoderConfig
+from pdopt.models.kernels import block_attention, choose, needs_front
+from pdopt.models.log_probs import CHUNK, TokenScores, token_log_probs
 from pdopt.models.lora import Adapters, beside, merged
-from pdopt.models.sharding import RESIDUAL, constrain, lookup, split_heads
+from pdopt.models.sharding import RESIDUAL, constrain, lookup, split_heads, whole_layer
 from pdopt.types import record
 
-REMATS = ("none", "full", "dots")
+REMATS = ("none", "full", "dots", "offload")
+# The name by which a policy finds what to keep, and the memory of a host that an accelerator can read.
+BLOCK_INPUT, HOST = "block_input", "pinned_host"
 
 
 class Execution(NamedTuple):
@@ -30,9 +35,10 @@ class Execution(NamedTuple):
 
     Attributes:
         compute: dtype of products and activations; parameters are cast to it. None: the parameters' own.
-        kernel: attention kernel; None chooses by backend.
+        kernel: attention kernel, one of `attention.KERNELS`; None chooses by backend, and says so in the log.
         unroll: run the layers in a Python loop instead of a scan.
-        remat: what the backward pass recomputes: "none", "full" (all but block inputs), "dots" (all but products).
+        remat: what the backward pass recomputes: "none", "full" (all but block inputs), "dots" (all but products),
+            "offload" (as "full", with the block inputs in the host's memory).
         mesh: where activations are split (`sharding.make_mesh`); None leaves them to the compiler.
     """
 
@@ -89,9 +95,16 @@ class Decoder:
         return self._run(tokens, positions, valid)
 
     def _run(self, tokens: Any, positions: Any, valid: Any) -> tuple[Any, Any]:
+        kernel = choose(self.config, self.execution.kernel, compute_dtype(self))
+        front = needs_front(self.config, kernel) and valid is not None
         positions, valid = _placed(tokens, positions, valid)
         params = {**self.params, "layers": self.stack()}
-        return run_layers(self.config, self.execution, params, tokens, positions, valid)
+        run = partial(run_layers, self.config, self.execution, params)
+        if not front:
+            return run(tokens, positions, valid)
+        order = jnp.argsort(~valid, axis=1, stable=True)
+        hidden, tallies = run(*(jnp.take_along_axis(x, order, axis=1) for x in (tokens, positions, valid)))
+        return jnp.take_along_axis(hidden, jnp.argsort(order, axis=1)[..., None], axis=1), tallies
 
     def stack(self, whole: bool = False) -> Any:
         """The layers' parameters, stacked, with what a layer reads beside its own: adapters, router biases, its kind.
@@ -108,7 +121,12 @@ class Decoder:
 
     def logits(self, hidden: Any) -> Any:
         """`hidden @ head` in float32."""
-        return logits(self.config, self.execution, head(self.config, self.params, self.execution.mesh), hidden)
+        return logits(self.config, self.execution, head(self.config, self.params), hidden)
+
+    def scores(self, hidden: Any, targets: Any, temperature: Any = 1.0, chunk: int = CHUNK) -> TokenScores:
+        """Log-probabilities and entropies of `targets (b, t)` after `hidden`, without holding the logits."""
+        matrix, mesh = head(self.config, self.params), self.execution.mesh
+        return token_log_probs(hidden, matrix, targets, temperature, chunk, mesh, self.config.logit_cap)
 
 
 def logits(config: DecoderConfig, execution: Execution, matrix: Any, hidden: Any) -> Any:
@@ -118,9 +136,9 @@ def logits(config: DecoderConfig, execution: Execution, matrix: Any, hidden: Any
     return made if config.logit_cap is None else config.logit_cap * jnp.tanh(made / config.logit_cap)
 
 
-def head(config: DecoderConfig, params: Any, mesh: Any = None) -> Any:
-    """The matrix `(width, vocabulary)` that makes logits; on a mesh its width is whole on every device."""
-    return constrain(params["embed"].T if config.tied else params["head"], mesh, None, "vocab")
+def head(config: DecoderConfig, params: Any) -> Any:
+    """The matrix `(width, vocabulary)` that makes logits."""
+    return params["embed"].T if config.tied else params["head"]
 
 
 def initialise(config: DecoderConfig, key: Any, dtype: Any = jnp.float32) -> Any:
@@ -170,13 +188,13 @@ def run_layers(
     The tallies are stacked over layers, None without experts.
     """
     h, turned, kernel = enter(config, execution, params["embed"], tokens, positions)
-    mesh, mask = execution.mesh, causal_mask(positions, valid)
+    mesh = execution.mesh
+    see = block_attention(config, kernel, positions, valid, mesh)
 
     def block(h: Any, layer: Any) -> tuple[Any, Any]:
-        h = constrain(h, mesh, *RESIDUAL)
+        h = constrain(checkpoint_name(h, BLOCK_INPUT), mesh, *RESIDUAL)
         q, k, v = split_heads(mesh, *project(config, layer, h, turned))
-        seen = look(config, layer, q, k, v, mask, kernel)
-        return residual_and_tally(config, layer, h, seen, valid)
+        return residual_and_tally(config, layer, h, see(layer, q, k, v), valid)
 
     block = _checkpointed(block, execution.remat)
     if execution.unroll:
@@ -193,11 +211,16 @@ def run_layers(
 def packed_layers(model: Decoder) -> tuple[Any, ...]:
     """The layers apart, with q, k, v side by side in `qkv` and gate, up in `gate_up`: fewer, wider products.
 
-    The same numbers; worth it where many small steps read the same weights. Adapters are added to weights that are kept
+    The same numbers; worth it where many small steps read the same weights. On a mesh they come to lie whole along
+    `fsdp`, or every token would gather them again. Adapters are added to weights that are kept
     and used in float32; in half precision the sum would round most of an adapter away, so there they stay apart.
     """
     layers = model.stack(min(jnp.dtype(d).itemsize for d in (model.params["embed"].dtype, compute_dtype(model))) >= 4)
-    return tuple(packed(model.config, slice_layer(layers, number)) for number in range(model.config.depth))
+    mesh = model.execution.mesh
+    apart = [whole_layer(slice_layer(layers, number), mesh, model.config) for number in range(model.config.depth)]
+    # Side by side, parts of `tensor` would no longer be heads or hidden units of one kind: they stay apart.
+    split = mesh is not None and mesh.shape.get("tensor", 1) > 1
+    return tuple(apart if split else [packed(model.config, layer) for layer in apart])
 
 
 def compute_dtype(model: Decoder) -> Any:
@@ -214,7 +237,7 @@ def slice_layer(layers: Any, number: int) -> Any:
 def enter(config: DecoderConfig, execution: Execution, embed: Any, tokens: Any, positions: Any) -> Any:
     """What the first layer reads: embedded tokens, the rotations of their positions, and the attention kernel."""
     dtype = embed.dtype if execution.compute is None else jnp.dtype(execution.compute)
-    kernel = default_kernel(dtype) if execution.kernel is None else execution.kernel
+    kernel = choose(config, execution.kernel, dtype)
     h = lookup(embed, tokens, dtype, execution.mesh)
     h = h * jnp.asarray(config.width**0.5, dtype) if config.embed_scaled else h
     return h, turns(config, positions), kernel
@@ -227,5 +250,14 @@ def _checkpointed(block: Any, remat: str) -> Any:
         return jax.checkpoint(block, prevent_cse=False)
     if remat == "dots":
         kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        return jax.checkpoint(block, prevent_cse=False, policy=kept)
+    if remat == "offload":
+        device = jax.devices()[0]
+        if HOST not in (kinds := [memory.kind for memory in device.addressable_memories()]):
+            raise InvalidOption(f"remat is 'offload'; {device.platform} has {', '.join(kinds)}, and no {HOST} memory")
+        kept = jax.checkpoint_policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[], names_which_can_be_offloaded=[BLOCK_INPUT], offload_src="device",
+            offload_dst=HOST,
+        )  # fmt: skip
         return jax.checkpoint(block, prevent_cse=False, policy=kept)
     raise InvalidOption(f"remat is {remat!r}; expected one of {', '.join(REMATS)}")

@@ -16,7 +16,7 @@ from jax import lax
 from pdopt.models.attention import causal_mask
 from pdopt.models.block import look, normed, project, residual, where_local
 from pdopt.models.config import DecoderConfig
-from pdopt.models.decoder import Decoder, Execution, enter, head, logits, packed_layers
+from pdopt.models.decoder import Decoder, Execution, compute_dtype, enter, logits, packed_layers
 from pdopt.models.sharding import RESIDUAL, constrain, split_heads
 from pdopt.types import record
 
@@ -69,12 +69,22 @@ def pack(model: Decoder) -> Packed:
         >>> packed.layers[0]["attention"]["qkv"].shape, packed.head.shape
         ((8, 16), (8, 32))
     """
-    params = model.params
-    matrix = head(model.config, params, model.execution.mesh)
-    if model.config.tied:
+    config, mesh, dtype = model.config, model.execution.mesh, compute_dtype(model)
+    embed = model.params["embed"]
+    if config.tied:
         # Without the barrier the compiler undoes this transposition and makes it again inside every product.
-        matrix = lax.optimization_barrier(matrix)
-    return Packed(params["embed"], params["norm"], packed_layers(model), matrix, model.config, model.execution)
+        embed = constrain(embed.astype(dtype), mesh, "vocab", None)
+        matrix = lax.optimization_barrier(embed.T)
+    else:
+        matrix = constrain(model.params["head"].astype(dtype), mesh, None, "vocab")
+    layers = tuple(_cast(layer, dtype) for layer in packed_layers(model))
+    return Packed(embed, model.params["norm"], layers, matrix, config, model.execution)
+
+
+def _cast(layer: Any, dtype: Any) -> Any:
+    """Matrices in the type of the products, once; norms and biases keep theirs."""
+    cast = lambda leaf: leaf.astype(dtype) if leaf.ndim > 1 else leaf
+    return {name: jax.tree.map(cast, part) if name in ("attention", "mlp") else part for name, part in layer.items()}
 
 
 def read(packed: Packed, tokens: Any, valid: Any, length: int) -> tuple[Any, Cache]:

@@ -19,27 +19,27 @@ IGNORED = ("rotary_emb.inv_freq", "self_attn.bias", "self_attn.masked_bias")
 class Rule(NamedTuple):
     """How one tensor goes over: its name there, its shape there, and the maps in both directions (NumPy).
 
-    Of experts, which Hugging Face stores one by one, `count` tensors make one of ours; `{e}` in the name counts them.
+    Of experts, which Hugging Face stores one by one, `experts` tensors make one of ours; `{e}` in the name counts them.
     """
 
     name: str
     shape: tuple[int, ...]
     inward: Callable[[np.ndarray], np.ndarray]
     outward: Callable[[np.ndarray], np.ndarray]
-    count: int = 0
+    experts: int = 0
 
     def names(self, layer: int) -> list[str]:
         """The names of the tensors of one layer."""
-        return [self.name.format(i=layer, e=e) for e in range(self.count or 1)]
+        return [self.name.format(i=layer, e=e) for e in range(self.experts or 1)]
 
     def read(self, tensor: Callable[[str], np.ndarray], layer: int) -> np.ndarray:
         """Our array of one layer, from `tensor(name)`."""
         parts = [self.inward(tensor(name)) for name in self.names(layer)]
-        return np.stack(parts) if self.count else parts[0]
+        return np.stack(parts) if self.experts else parts[0]
 
     def write(self, value: np.ndarray, layer: int) -> Iterator[tuple[str, np.ndarray]]:
         """Names and tensors of one layer, from our array."""
-        for name, part in zip(self.names(layer), value if self.count else [value]):
+        for name, part in zip(self.names(layer), value if self.experts else [value]):
             yield name, self.outward(part)
 
 

@@ -1,6 +1,8 @@
 """Low-rank adapters: off, on, merged, packed for decoding, and through PEFT's files."""
 
+import importlib.util
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,13 @@ from pdopt.models import lora
 from pdopt.models.block import linear
 from pdopt.models.checkpoints import export
 from pdopt.models.config import DecoderConfig
-from pdopt.models.decoder import Decoder, Execution, empty_cache, extend, initialise, packed_layers
+from pdopt.models.decoder import Decoder, Execution, initialise, packed_layers
+
+# Test modules are imported by path; what several share stands beside them.
+_spec = importlib.util.spec_from_file_location("through_cache", Path(__file__).with_name("through_cache.py"))
+through_cache = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(through_cache)
+
 
 CONFIG = DecoderConfig(
     vocabulary=48, width=16, depth=2, heads=4, kv_heads=2, head_dim=6, hidden=24, qkv_bias=True, family="qwen2"
@@ -46,22 +54,6 @@ def adapted(model, targets=lora.TARGETS, rank=3, alpha=5.0):
     """Adapters after some training: B is not zero any more."""
     fresh = jax.eval_shape(lambda: lora.init(CONFIG, jax.random.key(1), rank, targets, alpha))
     return model.replace(adapters=drawn(fresh, 0.2))
-
-
-@jax.jit
-def decoded(model):
-    """Logits through the cache: five tokens at once, then one, then one, as a rollout reads them."""
-    layers = packed_layers(model)
-    cache = empty_cache(CONFIG, 2, 7, jnp.float32)
-    positions = np.maximum(np.cumsum(VALID, axis=1) - 1, 0)
-    order = np.arange(7)
-    mask = (order[:, None] >= order)[None] & VALID[:, None]
-    found = []
-    for start, end in ((0, 5), (5, 6), (6, 7)):
-        cut = slice(start, end)
-        hidden, cache = extend(model, layers, TOKENS[:, cut], positions[:, cut], mask[:, cut], cache, start)
-        found.append(hidden)
-    return model.logits(jnp.concatenate(found, axis=1))
 
 
 def close(found, expected, atol):
@@ -99,7 +91,7 @@ def test_merged_unrolled_and_decoded_give_the_same(trained):
     close(forward(lora.merge(model)), expected, 1e-5)
     assert lora.merge(model).adapters is None
     close(forward(model.replace(execution=Execution(unroll=True))), expected, 1e-5)
-    close(decoded(model), expected, 1e-5)
+    through_cache.assert_decoding_is_the_full_pass(model, TOKENS, VALID, 5)
 
 
 @pytest.mark.parametrize("targets", [lora.TARGETS, ("k", "down", "up"), ("v",)])
@@ -110,7 +102,7 @@ def test_packed_layers_that_keep_adapters_apart_give_the_same(targets):
     layers = packed_layers(model)
     assert ("qkv_low" in layers[0]["attention"]) == bool({"q", "k", "v"} & set(targets))
     assert ("gate_up_low" in layers[0]["mlp"]) == bool({"gate", "up"} & set(targets))
-    close(decoded(model), forward(model), 1e-5)
+    through_cache.assert_decoding_is_the_full_pass(model, TOKENS, VALID, 5)
 
 
 def test_gradients_reach_the_adapters_alone(trained):
