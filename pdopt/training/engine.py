@@ -13,6 +13,7 @@ import json
 import shutil
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ class Engine:
         Raises:
             EngineError: the server cannot be reached, or does not answer with success.
         """
-        fresh = self.replace(model=self.model.replace(params=params), updates=self.updates + 1)
+        fresh = replace(self, model=replace(self.model, params=params), updates=self.updates + 1)
         target = Path(fresh.folder) / f"update-{fresh.updates}"
         # What an interrupted run left behind would be refused by the export.
         shutil.rmtree(target, ignore_errors=True)

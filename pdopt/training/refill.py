@@ -125,7 +125,7 @@ class _Texts(NamedTuple):
     log_probs: np.ndarray
     sampler_log_probs: np.ndarray
     finished: np.ndarray
-    count: np.ndarray
+    sizes: np.ndarray
     pad: int
 
     @classmethod
@@ -138,26 +138,26 @@ class _Texts(NamedTuple):
     def append(self, numbers: np.ndarray, drawn: _Drawn, stop: StopText | None) -> None:
         """Tokens that were drawn for these texts go to their ends; a stop string cuts a text."""
         for i, number in enumerate(numbers):
-            size, start = int(drawn.mask[i].sum()), int(self.count[number])
+            size, start = int(drawn.mask[i].sum()), int(self.sizes[number])
             for mine, new in zip(self[:3], drawn[:3]):
                 mine[number, start : start + size] = new[i, :size]
-            self.count[number] = start + size
+            self.sizes[number] = start + size
             self.finished[number] = bool(drawn.ended[i].any())
             end = None if stop is None else text_end(self.tokens[number, : start + size].tolist(), stop)
             if end is not None:
                 self.tokens[number, end:] = self.pad
                 self.log_probs[number, end:] = self.sampler_log_probs[number, end:] = 0
-                self.count[number], self.finished[number] = end, True
+                self.sizes[number], self.finished[number] = end, True
 
     def done(self, numbers: np.ndarray, limits: np.ndarray) -> np.ndarray:
         """Which of these texts get no more tokens; -1, no text, does not."""
-        return (numbers >= 0) & (self.finished[numbers] | (self.count[numbers] >= limits[numbers]))
+        return (numbers >= 0) & (self.finished[numbers] | (self.sizes[numbers] >= limits[numbers]))
 
     def rollout(self, steps: int) -> Rollout:
         """The texts as `generate` returns them."""
-        mask = np.arange(self.tokens.shape[1]) < self.count[:, None]
-        whole = (self.tokens, self.log_probs, self.sampler_log_probs, mask, self.finished)
-        return Rollout(*map(jnp.asarray, whole), jnp.int32(steps))
+        mask = np.arange(self.tokens.shape[1]) < self.sizes[:, None]
+        whole = Rollout(self.tokens, self.log_probs, self.sampler_log_probs, mask, self.finished, np.int32(steps))
+        return jax.tree.map(jnp.asarray, whole)
 
 
 _pack = jax.jit(pack)
@@ -196,10 +196,11 @@ def _admit(
     found = draw(packed.logits(hidden), sampling, key, rows, 0)
     recent = shifted(no_recent(count, sampling), found.token)
     ended = ends(recent, sampling)
-    new = (found.token, recent, jnp.sum(valid, axis=1), jnp.ones(count, jnp.int32), rows, limits, ended | (limits <= 1))
-    kept = [put(old, value.astype(old.dtype)) for old, value in zip(state[1:8], new)]
-    first = _Drawn(*(leaf[:, None] for leaf in (*found, jnp.ones(count, bool), ended)))
-    return _Slots(cache, *kept, state.head), first
+    sizes, one = jnp.sum(valid, axis=1, dtype=jnp.int32), jnp.ones(count, jnp.int32)
+    new = _Slots(cache, found.token, recent, sizes, one, rows, limits, ended | (limits <= 1), state.head)
+    kept = jax.tree.map(put, state._replace(cache=None, head=None), new._replace(cache=None, head=None))
+    first = _Drawn(found.token, found.log_prob, found.sampler_log_prob, jnp.ones(count, bool), ended)
+    return kept._replace(cache=cache, head=state.head), jax.tree.map(lambda leaf: leaf[:, None], first)
 
 
 @partial(jax.jit, static_argnames=("size",), donate_argnums=1)

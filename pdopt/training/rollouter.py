@@ -7,6 +7,7 @@ training pass computes (other kernels, other rounding, filters, another temperat
 `sampler_log_probs`, the trainer recomputes `log_probs`, and `truncated_ratio` weighs each token by the difference.
 """
 
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -66,7 +67,7 @@ class Local:
 
     def update(self, params: Any) -> "Local":
         """The same with other weights; nothing is copied."""
-        return self.replace(model=self.model.replace(params=params))
+        return replace(self, model=replace(self.model, params=params))
 
     def generate(self, prompts: Prompts, key: Any, sampling: Sampling) -> Rollout:
         """Texts of the prompts, those of one prompt next to each other."""
