@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import generation_memory, generation_speed
+from benchmarks import generation_memory, generation_refill, generation_speed
 from benchmarks.generation_engines import _Numbers
 from benchmarks.generation_speed import Engine, claims, compare, plot, ratio, tables
 
@@ -141,3 +141,13 @@ def test_both_ways_have_the_same_value_and_gradient(monkeypatch):
     monkeypatch.setattr(generation_memory, "VOCABULARY", 64)
     a, b = (generation_memory.child(way, 24) for way in generation_memory.WAYS)
     np.testing.assert_allclose([a["value"], *a["slopes"]], [b["value"], *b["slopes"]], rtol=1e-5)
+
+
+def test_refill_claims():
+    done = {"outcome": "done", "same": 1.0, "tokens": 100, "refill_cpu": 1.0, "batches_cpu": 1.29,
+            "refill_cpu_median": 1.0, "batches_cpu_median": 1.4}  # fmt: skip
+    assert [claim.holds for claim in generation_refill.claims(done)] == [False, True]
+    assert generation_refill.claims(done)[0].note == "by medians 1.4"
+    crash = {"outcome": "crash"}
+    assert [claim.holds for claim in generation_refill.claims(crash)] == [None, None]
+    assert generation_refill.table(crash).rows[0][-1] == "crash"
