@@ -94,12 +94,14 @@ def where_local(config: DecoderConfig, layer: Any, local: Any, whole: Any) -> An
     return jax.tree.map(lambda a, b: jnp.where(layer["local"], a, b), local, whole)
 
 
-def residual(config: DecoderConfig, layer: Any, h: Any, seen: Any) -> Any:
+def residual(config: DecoderConfig, layer: Any, h: Any, seen: Any, mesh: Any = None) -> Any:
     """What attention saw `(b, t, heads, head_dim)` goes into the residual stream; then the MLP, or the experts."""
-    return residual_and_tally(config, layer, h, seen)[0]
+    return residual_and_tally(config, layer, h, seen, mesh=mesh)[0]
 
 
-def residual_and_tally(config: DecoderConfig, layer: Any, h: Any, seen: Any, valid: Any = None) -> tuple[Any, Any]:
+def residual_and_tally(
+    config: DecoderConfig, layer: Any, h: Any, seen: Any, valid: Any = None, mesh: Any = None
+) -> tuple[Any, Any]:
     """`residual`, and the `Tally` of where the experts' valid tokens went; None without experts."""
     out = linear(layer["attention"], "o", seen, 2)
     h = h + (normed(config, out, layer["attention_post_norm"]) if config.post_norms else out)
@@ -107,7 +109,7 @@ def residual_and_tally(config: DecoderConfig, layer: Any, h: Any, seen: Any, val
     if config.experts is None:
         out, tally = gated(config, layer["mlp"], n), None
     else:
-        out, tally = mix(config.experts, layer["experts"], layer.get("router_bias"), n, valid)
+        out, tally = mix(config.experts, layer["experts"], layer.get("router_bias"), n, valid, mesh)
     return h + (normed(config, out, layer["mlp_post_norm"]) if config.post_norms else out), tally
 
 

@@ -194,7 +194,7 @@ def run_layers(
     def block(h: Any, layer: Any) -> tuple[Any, Any]:
         h = constrain(checkpoint_name(h, BLOCK_INPUT), mesh, *RESIDUAL)
         q, k, v = split_heads(mesh, *project(config, layer, h, turned))
-        return residual_and_tally(config, layer, h, see(layer, q, k, v), valid)
+        return residual_and_tally(config, layer, h, see(layer, q, k, v), valid, mesh)
 
     block = _checkpointed(block, execution.remat)
     if execution.unroll:

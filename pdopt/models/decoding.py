@@ -108,7 +108,7 @@ def read(packed: Packed, tokens: Any, valid: Any, length: int) -> tuple[Any, Cac
         q, k, v = split_heads(mesh, *project(config, layer, h, turned))
         keys.append(_kept(k.transpose(0, 2, 3, 1), mesh))
         values.append(_kept(v.transpose(0, 2, 1, 3), mesh))
-        h = residual(config, layer, h, look(config, layer, q, k, v, mask, kernel))
+        h = residual(config, layer, h, look(config, layer, q, k, v, mask, kernel), mesh)
     cache = Cache(tuple(keys), tuple(values), valid)
     return normed(config, h[:, -1], packed.norm), grown(cache, length - width)
 
@@ -137,7 +137,7 @@ def extend(packed: Packed, token: Any, positions: Any, cache: Cache, at: Any) ->
         values.append(_kept(lax.dynamic_update_slice_in_dim(old_values, new[1], at, 2), mesh))
         bias = whole if local is None else where_local(config, layer, local, whole)
         seen = look_back(q[:, 0], keys[-1], values[-1], bias, config.query_scalar, config.attention_cap)
-        h = residual(config, layer, h, seen[:, None])
+        h = residual(config, layer, h, seen[:, None], mesh)
     return normed(config, h[:, 0], packed.norm), Cache(tuple(keys), tuple(values), cache.valid)
 
 

@@ -3,7 +3,7 @@
 Training, with R rows of length t on a device (the batch over `data x fsdp`), n = R t, c bytes a number computed with:
 
     parameters, gradients, moments    each split as `sharding.parameter_specs` has it
-    saved for the backward pass       depth n width c with remat "full"; more with "dots" and "none"
+    saved for the backward pass       depth n width c with remat "full"; more with "dots", "none"; 0 with "offload"
     one block                         what a block makes, with its gathered weights and their gradients, once
     log-probabilities                 a chunk's logits three times, the gathered head and its gradient
 
@@ -20,10 +20,9 @@ import numpy as np
 
 from pdopt.errors import InvalidOption, require_range
 from pdopt.models.config import DecoderConfig
+from pdopt.models.decoder import REMATS
 from pdopt.models.log_probs import CHUNK
 from pdopt.models.sharding import RULES, parameter_specs, sizes_of
-
-REMATS = ("none", "full", "dots")
 
 
 class Part(NamedTuple):
@@ -89,7 +88,7 @@ def training_memory(
         rows, length: of one micro-batch, over all devices.
         dtype: of parameters (moments are float32); compute: of activations, None: the same.
         remat: as in `Execution`.
-        chunk: tokens whose logits exist at once, over all devices.
+        chunk: tokens whose logits exist at once, on each device.
         moments: arrays of a parameter's shape in the optimiser: AdamW 2, Lion and Muon 1, SGD 0.
         adapters: numbers trained instead of the parameters (LoRA); 0: all parameters are.
 
@@ -122,7 +121,7 @@ def training_memory(
         kept.insert(1, Part("adapters", adapters * size, f"{adapters:,} numbers, on every device"))
     saved, one = _saved(config, local, length, c)[remat], _block(config, local, length, c)
     layer = _layer_numbers(config, sizes)
-    here = max(1, min(chunk, rows * length) // _ways(sizes))
+    here = min(chunk, local.rows * length)
     table = config.width * local.vocabulary
     made = [
         Part("gradients", trained * size, "as what is trained"),
@@ -159,16 +158,18 @@ def inference_memory(
     reading = local.rows * prompt
     scores = local.rows * local.heads * prompt * length * 4
     wide = reading * (4 * config.width + 3 * local.hidden + 2 * (local.heads + 2 * local.kv_heads) * config.head_dim)
+    tables = config.width * local.vocabulary * (2 if config.tied else 1)
     kept = (
         Part("parameters", _split_numbers(config, sizes) * size, f"{config.parameters:,} numbers, split"),
         Part("batch", local.rows * (5 * prompt + 4) + 12, "tokens, which are real, row numbers; key and temperature"),
     )
     made = (
-        Part("decoding copy", config.depth * _layer_numbers(config, sizes) * size, "layers apart, whole along fsdp"),
+        Part("decoding copy", (config.depth * _layer_numbers(config, sizes) + tables) * c,
+             "layers apart and the head, whole along fsdp"),
         Part("cache", local.rows * length * token, f"{local.rows} rows x {length} tokens x {token} bytes"),
         Part("prefill", 2 * scores + wide * c, f"one layer, {prompt} tokens a row"),
         Part("logits", local.rows * local.vocabulary * 4 * 3, "the last token's, three times"),
-    )
+    )  # fmt: skip
     return MemoryPlan(sizes, kept, made)
 
 
@@ -180,9 +181,9 @@ def _local(config: DecoderConfig, sizes: dict[str, int], rows: int) -> _Local:
     parameter_specs(sizes, config)  # raises where an axis does not divide
     tensor = sizes.get("tensor", 1)
     kv = config.kv_heads // tensor if config.kv_heads % tensor == 0 else config.kv_heads
-    return _Local(
-        -(-rows // _ways(sizes)), config.heads // tensor, kv, config.hidden // tensor, config.vocabulary // tensor
-    )
+    # A token goes through `top` experts.
+    hidden = config.hidden if config.experts is None else config.experts.top * config.experts.hidden
+    return _Local(-(-rows // _ways(sizes)), config.heads // tensor, kv, hidden // tensor, config.vocabulary // tensor)
 
 
 def _split_numbers(config: DecoderConfig, sizes: dict[str, int]) -> int:
@@ -211,7 +212,7 @@ def _saved(config: DecoderConfig, local: _Local, length: int, c: int) -> dict[st
     heads = (local.heads + 2 * local.kv_heads) * config.head_dim
     full = n * w * c
     dots = full + n * (2 * w + heads + 2 * local.hidden) * c
-    return {"full": full, "dots": dots, "none": full + _block(config, local, length, c)}
+    return {"full": full, "offload": 0, "dots": dots, "none": full + _block(config, local, length, c)}
 
 
 def _block(config: DecoderConfig, local: _Local, length: int, c: int) -> int:

@@ -7,24 +7,31 @@ weight decay sees them, and move by the tallies of a step (`Decoder.hidden_and_t
 without prices routes by its scores alone, as the families that we load do.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec as P
 
 from pdopt.errors import InvalidOption
 from pdopt.methods.balancing import Balancer, Prices
 from pdopt.models.config import DecoderConfig, Mixture
 from pdopt.models.dispatch import Weights
 from pdopt.models.experts import ExpertsConfig, mixture
+from pdopt.models.sharding import ROWS, rows_divide
 from pdopt.problems.balancing import Tally
 
 # As in `ExpertsConfig`: scores move with every training step, and a mean over few of them follows.
 BALANCER = Balancer(floor=0.1)
 
 
-def mix(experts: Mixture, part: Any, bias: Any, n: Any, valid: Any = None) -> tuple[Any, Tally]:
+def mix(experts: Mixture, part: Any, bias: Any, n: Any, valid: Any = None, mesh: Any = None) -> tuple[Any, Tally]:
     """The mixture's output for `n (b, t, width)`, and the tally of its valid tokens.
+
+    On a mesh each device sorts its own rows among the experts, whose weights are gathered along `fsdp` as those of any
+    layer; left to the compiler, the tokens of all rows would go to every device.
 
     Args:
         experts: sizes.
@@ -32,7 +39,30 @@ def mix(experts: Mixture, part: Any, bias: Any, n: Any, valid: Any = None) -> tu
         bias: `(E,)`, or None for zero.
         n: normalised hidden states.
         valid: `(b, t)` which of them are real tokens; None: all.
+        mesh: where rows are split (`Execution.mesh`), or None.
     """
+    bias = jnp.zeros(experts.count, jnp.float32) if bias is None else bias
+    weights = {name: part[name] for name in ("router", "gate", "up", "down")}
+    if not rows_divide(mesh, n.shape[0]):
+        return _mixed(experts, weights, bias, n, valid)
+    valid = jnp.ones(n.shape[:2], bool) if valid is None else valid
+    inner = P(None, None, "tensor")
+    places = {"router": P(), "gate": inner, "up": inner, "down": P(None, "tensor")}
+    local = jax.shard_map(
+        partial(_mixed_here, experts), mesh=mesh, in_specs=(places, P(), P(ROWS), P(ROWS)), out_specs=(P(ROWS), P())
+    )
+    return local(weights, bias, n, valid)
+
+
+def _mixed_here(experts: Mixture, part: Any, bias: Any, n: Any, valid: Any) -> tuple[Any, Tally]:
+    """One device's rows, with its part of the hidden units of every expert."""
+    # Made to vary over devices before the loop over experts: their gradients are then summed behind it, not in it.
+    part = jax.tree.map(lambda leaf: lax.pcast(leaf, ROWS, to="varying"), part)
+    out, tally = _mixed(experts, part, bias, n, valid, ROWS)
+    return lax.psum(out, "tensor"), tally
+
+
+def _mixed(experts: Mixture, part: Any, bias: Any, n: Any, valid: Any, axes: tuple[str, ...] = ()) -> tuple[Any, Tally]:
     # A CPU has no kernel for ragged products and would compute every expert for every token.
     layout = "blocks" if jax.default_backend() == "cpu" else "ragged"
     config = ExpertsConfig(
@@ -40,10 +70,9 @@ def mix(experts: Mixture, part: Any, bias: Any, n: Any, valid: Any = None) -> tu
         normalise=experts.normalise, layout=layout, dtype=n.dtype,
     )  # fmt: skip
     weights = Weights(part["gate"], part["up"], part["down"])
-    bias = jnp.zeros(experts.count, jnp.float32) if bias is None else bias
     counted = None if valid is None else valid.reshape(-1)
     flat = n.reshape(-1, n.shape[-1])
-    out, report = mixture(config, weights, part["router"], bias, flat, valid=counted)
+    out, report = mixture(config, weights, part["router"], bias, flat, axes=axes, valid=counted)
     return out.reshape(n.shape), report.tally
 
 

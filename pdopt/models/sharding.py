@@ -16,7 +16,7 @@ Not done here: expert and pipeline parallelism, sequences split over devices, ex
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, reduce
 from types import MappingProxyType
 from typing import Any
 
@@ -33,48 +33,32 @@ from pdopt.models.config import DecoderConfig
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
 
-# Named axis of a parameter or activation -> axes of the mesh that split it; None: whole.
-RULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "batch": ROWS, "length": (), "embed": ("fsdp",), "vocab": ("tensor",), "heads": ("tensor",),
-        "kv_heads": ("tensor",), "mlp": ("tensor",), "layers": (), "head_dim": (), "norm": (), "rank": (),
-        "experts": (),
-    }  # fmt: skip
-)
+# fmt: off
+# Named axis of a parameter or activation -> axes of the mesh that split it; (): whole. Each expert is split as an MLP.
+RULES: Mapping[str, tuple[str, ...]] = MappingProxyType({
+    "batch": ROWS, "length": (), "embed": ("fsdp",), "vocab": ("tensor",), "heads": ("tensor",),
+    "kv_heads": ("tensor",), "mlp": ("tensor",), "layers": (), "head_dim": (), "norm": (), "experts": (),
+})
 
 # Parameter -> (axes of its inputs, axes of its outputs); the leading axis of stacked layers is not listed. Vectors
 # have no inputs. Norms and biases into the residual are small and read by every device: they stay whole.
-PARAMETERS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = MappingProxyType(
-    {
-        "embed": (("vocab",), ("embed",)),
-        "head": (("embed",), ("vocab",)),
-        "norm": ((), ("norm",)),
-        "attention_norm": ((), ("norm",)),
-        "mlp_norm": ((), ("norm",)),
-        "attention_post_norm": ((), ("norm",)),
-        "mlp_post_norm": ((), ("norm",)),
-        "attention/q": (("embed",), ("heads", "head_dim")),
-        "attention/k": (("embed",), ("kv_heads", "head_dim")),
-        "attention/v": (("embed",), ("kv_heads", "head_dim")),
-        "attention/o": (("heads", "head_dim"), ("embed",)),
-        "attention/q_bias": ((), ("heads", "head_dim")),
-        "attention/k_bias": ((), ("kv_heads", "head_dim")),
-        "attention/v_bias": ((), ("kv_heads", "head_dim")),
-        "attention/o_bias": ((), ("norm",)),
-        "attention/q_norm": ((), ("head_dim",)),
-        "attention/k_norm": ((), ("head_dim",)),
-        "mlp/gate": (("embed",), ("mlp",)),
-        "mlp/up": (("embed",), ("mlp",)),
-        "mlp/down": (("mlp",), ("embed",)),
-        "mlp/gate_bias": ((), ("mlp",)),
-        "mlp/up_bias": ((), ("mlp",)),
-        "mlp/down_bias": ((), ("norm",)),
-        "experts/router": (("embed",), ("experts",)),
-        "experts/gate": (("experts", "embed"), ("mlp",)),
-        "experts/up": (("experts", "embed"), ("mlp",)),
-        "experts/down": (("experts", "mlp"), ("embed",)),
-    }
-)
+PARAMETERS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = MappingProxyType({
+    "embed": (("vocab",), ("embed",)), "head": (("embed",), ("vocab",)), "norm": ((), ("norm",)),
+    "attention_norm": ((), ("norm",)), "attention_post_norm": ((), ("norm",)),
+    "mlp_norm": ((), ("norm",)), "mlp_post_norm": ((), ("norm",)),
+    "attention/q": (("embed",), ("heads", "head_dim")), "attention/q_bias": ((), ("heads", "head_dim")),
+    "attention/k": (("embed",), ("kv_heads", "head_dim")), "attention/k_bias": ((), ("kv_heads", "head_dim")),
+    "attention/v": (("embed",), ("kv_heads", "head_dim")), "attention/v_bias": ((), ("kv_heads", "head_dim")),
+    "attention/o": (("heads", "head_dim"), ("embed",)), "attention/o_bias": ((), ("norm",)),
+    "attention/q_norm": ((), ("head_dim",)), "attention/k_norm": ((), ("head_dim",)),
+    "mlp/gate": (("embed",), ("mlp",)), "mlp/gate_bias": ((), ("mlp",)),
+    "mlp/up": (("embed",), ("mlp",)), "mlp/up_bias": ((), ("mlp",)),
+    "mlp/down": (("mlp",), ("embed",)), "mlp/down_bias": ((), ("norm",)),
+    "experts/router": (("embed",), ("experts",)),
+    "experts/gate": (("experts", "embed"), ("mlp",)), "experts/up": (("experts", "embed"), ("mlp",)),
+    "experts/down": (("experts", "mlp"), ("embed",)),
+})
+# fmt: on
 
 # The residual stream `(rows, tokens, width)`.
 RESIDUAL = ("batch", None, None)
@@ -225,6 +209,25 @@ def parameter_sharding(mesh: Any, config: DecoderConfig) -> Callable[[str, tuple
     return sharding
 
 
+def abstract_parameters(mesh: Any, config: DecoderConfig, dtype: Any = jnp.float32) -> dict[str, Any]:
+    """The parameters as shapes that know their sharding: to lower a program, or to restore into, without an array.
+
+    Example:
+        >>> from jax.sharding import AbstractMesh
+        >>> config = DecoderConfig(vocabulary=32, width=8, depth=1, heads=2, kv_heads=1, head_dim=4, hidden=16)
+        >>> mesh = AbstractMesh((1, 8, 2), AXES, axis_types=(AxisType.Auto,) * 3)
+        >>> embed = abstract_parameters(mesh, config)["embed"]
+        >>> embed.shape, embed.sharding.shard_shape(embed.shape)
+        ((32, 8), (16, 1))
+    """
+    place, params = parameter_sharding(mesh, config), {}
+    for path, shape in config.shapes.items():
+        folder, _, name = path.rpartition("/")
+        inside = reduce(lambda tree, part: tree.setdefault(part, {}), folder.split("/") if folder else [], params)
+        inside[name] = jax.ShapeDtypeStruct(shape, dtype, sharding=place(path, shape))
+    return params
+
+
 def tree_shardings(mesh: Any, config: DecoderConfig, tree: Any) -> Any:
     """The sharding of every leaf of parameters, gradients, optimiser states, or a record that holds several.
 
@@ -242,7 +245,8 @@ def tree_shardings(mesh: Any, config: DecoderConfig, tree: Any) -> Any:
         >>> import optax
         >>> from pdopt.models.decoder import initialise
         >>> config = DecoderConfig(vocabulary=32, width=8, depth=1, heads=2, kv_heads=1, head_dim=4, hidden=16)
-        >>> mesh, params, tx = make_mesh(devices=jax.devices()[:1]), initialise(config, jax.random.key(0)), optax.adam(1)
+        >>> mesh, tx = make_mesh(devices=jax.devices()[:1]), optax.adam(1e-3)
+        >>> params = initialise(config, jax.random.key(0))
         >>> places = tree_shardings(mesh, config, jax.eval_shape(tx.init, params))
         >>> moments = jax.jit(tx.init, out_shardings=places)(params)
         >>> tuple(moments[0].mu["embed"].sharding.spec)
@@ -333,7 +337,9 @@ def whole_layer(layer: Any, mesh: Any, config: DecoderConfig) -> Any:
     def place(keys: Any, leaf: Any) -> Any:
         names = ["layers", *(name.removesuffix("_low") for name in _names(keys))]
         entries = tuple(_leaf_spec(specs, config, names, (config.depth, *leaf.shape)))[1:]
-        return lax.with_sharding_constraint(leaf, NamedSharding(mesh, P(*(e if e != "fsdp" else None for e in entries))))
+        return lax.with_sharding_constraint(
+            leaf, NamedSharding(mesh, P(*(e if e != "fsdp" else None for e in entries)))
+        )
 
     return jtu.tree_map_with_path(place, layer)
 
@@ -388,7 +394,7 @@ def activation_spec(mesh: Any, shape: tuple[int, ...], names: Sequence[str | Non
         while size % math.prod(sizes[axis] for axis in kept):
             kept = kept[:-1]
         if kept != wanted and name == "batch":
-            _log.warning("%d rows are not divisible over %s; they are split over %s", size,
-                         " x ".join(f"{axis} {sizes[axis]}" for axis in wanted), " x ".join(kept) or "none")  # fmt: skip
+            axes = " x ".join(f"{axis} {sizes[axis]}" for axis in wanted)
+            _log.warning("%d rows are not divisible over %s; split over %s", size, axes, " x ".join(kept) or "none")
         entries.append(kept[0] if len(kept) == 1 else (kept or None))
     return P(*entries)

@@ -162,7 +162,7 @@ def test_wrong_settings_are_refused():
         routed.start(dense_model)
     with pytest.raises(InvalidOption, match="the model has no experts"):
         Decoder({}, dense_model).hidden_and_tallies(TOKENS)
-    with pytest.raises(InvalidOption, match="target 'up' is no dense module"):
+    with pytest.raises(InvalidOption, match="target 'gate' is no dense module"):
         lora.init(CONFIG, jax.random.key(0), 2)
     assert lora.init(CONFIG, jax.random.key(0), 2, ("q", "o")).targets == ("q", "o")
     with pytest.raises(InvalidOption, match="experts with mlp_bias"):
