@@ -13,7 +13,6 @@ import json
 import shutil
 import urllib.error
 import urllib.request
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +70,8 @@ class Engine:
         Raises:
             EngineError: the server cannot be reached, or does not answer with success.
         """
-        fresh = replace(self, model=replace(self.model, params=params), updates=self.updates + 1)
+        mine: Any = self
+        fresh = mine.replace(model=mine.model.replace(params=params), updates=self.updates + 1)
         target = Path(fresh.folder) / f"update-{fresh.updates}"
         # What an interrupted run left behind would be refused by the export.
         shutil.rmtree(target, ignore_errors=True)

@@ -7,7 +7,6 @@ training pass computes (other kernels, other rounding, filters, another temperat
 `sampler_log_probs`, the trainer recomputes `log_probs`, and `truncated_ratio` weighs each token by the difference.
 """
 
-from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -67,7 +66,8 @@ class Local:
 
     def update(self, params: Any) -> "Local":
         """The same with other weights; nothing is copied."""
-        return replace(self, model=replace(self.model, params=params))
+        model: Any = self.model
+        return Local(model.replace(params=params), self.pad, self.slots, self.chunk)
 
     def generate(self, prompts: Prompts, key: Any, sampling: Sampling) -> Rollout:
         """Texts of the prompts, those of one prompt next to each other."""
