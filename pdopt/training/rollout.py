@@ -46,6 +46,7 @@ class Rollout(NamedTuple):
 class _State(NamedTuple):
     cache: Cache
     token: Any
+    recent: Any
     done: Any
     tokens: Any
     log_probs: Any
@@ -56,19 +57,21 @@ class _State(NamedTuple):
 
 
 def generate(
-    model: Decoder, prompts: Any, valid: Any, key: Any, sampling: Sampling, rows: Any = None, pad: int = 0,
-    *, group: int = 1,
+    model: Decoder | Packed, prompts: Any, valid: Any, key: Any, sampling: Sampling, rows: Any = None, pad: int = 0,
+    *, group: int = 1, limits: Any = None,
 ) -> Rollout:  # fmt: skip
     """Sample `group` continuations of each prompt; those of one prompt stand next to each other.
 
     Args:
-        model: the decoder.
+        model: the decoder; or its `decoding.pack`, made once for several calls with the same weights.
         prompts: `(p, t)` int token ids, left padded; valid: `(p, t)` bool, one real token a row at least, at its end.
         key: a JAX key; the same key gives the same texts however rows are split into batches.
         sampling: what to draw and when to stop; its temperature is traced.
         rows: `(p * group,)` global numbers of the texts; None counts from 0.
         pad: token id written after a row's end.
         group: texts a prompt, >= 1; a prompt is read once. The texts are those of the prompts repeated.
+        limits: `(p * group,)` most tokens of each text, brought into 1 to `max_new`; None: `max_new`. A text that its
+            limit ends is not finished.
 
     Returns:
         A `Rollout` of `b = p * group` rows.
@@ -85,35 +88,39 @@ def generate(
         >>> generate(model, prompts, prompts > 0, jax.random.key(1), Sampling(max_new=4), group=2).tokens.shape
         (2, 4)
     """
-    prompts, valid, rows = checked(prompts, valid, rows, group)
-    return _generate(model, prompts, valid, key, sampling, rows, pad, group)
+    prompts, valid, rows, limits = checked(prompts, valid, rows, limits, sampling, group)
+    return _generate(model, prompts, valid, key, sampling, rows, limits, pad, group)
 
 
-def checked(prompts: Any, valid: Any, rows: Any, group: int) -> tuple[Any, Any, Any]:
-    """The three as arrays, or the error that says what is wrong with them."""
+def checked(prompts: Any, valid: Any, rows: Any, limits: Any, sampling: Sampling, group: int = 1) -> tuple[Any, ...]:
+    """Prompts, valid, rows and limits as arrays, or the error that says what is wrong with them."""
     prompts, valid = jnp.asarray(prompts, jnp.int32), jnp.asarray(valid, bool)
     if prompts.ndim != 2:
         raise InvalidProblem(f"prompts has shape {prompts.shape}; expected (rows, tokens)")
     require_shape("valid", valid.shape, prompts.shape, "prompts has that shape")
     require_range("group", group, 1)
     count = prompts.shape[0] * group
-    rows = jnp.arange(count) if rows is None else jnp.asarray(rows, jnp.int32)
+    rows = jnp.arange(count, dtype=jnp.int32) if rows is None else jnp.asarray(rows, jnp.int32)
     require_shape("rows", rows.shape, (count,), "there are that many texts")
-    return prompts, valid, rows
+    limits = jnp.full(count, sampling.max_new, jnp.int32) if limits is None else jnp.asarray(limits, jnp.int32)
+    require_shape("limits", limits.shape, (count,), "there are that many texts")
+    return prompts, valid, rows, jnp.clip(limits, 1, sampling.max_new)
 
 
 @partial(jax.jit, static_argnames=("pad", "group"))
 def _generate(
-    model: Decoder, prompts: Any, valid: Any, key: Any, sampling: Sampling, rows: Any, pad: int, group: int
-) -> Rollout:
-    packed, width, limit = pack(model), prompts.shape[1], sampling.max_new
+    model: Decoder | Packed, prompts: Any, valid: Any, key: Any, sampling: Sampling, rows: Any, limits: Any,
+    pad: int, group: int,
+) -> Rollout:  # fmt: skip
+    packed, width, limit = packed_once(model), prompts.shape[1], sampling.max_new
     # The last token is drawn, never read: it needs no column.
     room = min(limit - 1, FIRST_STAGE)
     hidden, cache = read(packed, prompts, valid, width + room)
     hidden, cache, lengths = repeated((hidden, cache, jnp.sum(valid, axis=1)), group)
-    state = _drawn(_empty(cache, limit, pad), packed.logits(hidden), key, sampling, rows, pad)
+    draws = _Draws(key, sampling, rows, limits, pad)
+    state = _drawn(_empty(cache, sampling, pad), packed.logits(hidden), draws)
     while room:
-        state = _decode(packed, state, lengths, width, room, key, sampling, rows, pad)
+        state = _decode(packed, state, lengths, width, room, draws)
         if room == limit - 1:
             break
         more = min(limit - 1, 2 * room) - room
@@ -121,57 +128,81 @@ def _generate(
     return Rollout(state.tokens, state.log_probs, state.sampler_log_probs, state.mask, state.finished, state.count)
 
 
-def _empty(cache: Cache, limit: int, pad: int) -> _State:
-    batch = cache.valid.shape[0]
+def packed_once(model: Decoder | Packed) -> Packed:
+    """The weights as decoding reads them, whether they are packed already or not."""
+    return model if isinstance(model, Packed) else pack(model)
+
+
+class _Draws(NamedTuple):
+    """What every draw of a rollout needs."""
+
+    key: Any
+    sampling: Sampling
+    rows: Any
+    limits: Any
+    pad: int
+
+
+def _empty(cache: Cache, sampling: Sampling, pad: int) -> _State:
+    batch, limit = cache.valid.shape[0], sampling.max_new
     zeros, done = jnp.zeros((batch, limit), jnp.float32), jnp.zeros(batch, bool)
     tokens, mask = jnp.full((batch, limit), pad, jnp.int32), jnp.zeros((batch, limit), bool)
-    return _State(cache, tokens[:, 0], done, tokens, zeros, zeros, mask, done, jnp.int32(0))
+    recent = no_recent(batch, sampling)
+    return _State(cache, tokens[:, 0], recent, done, tokens, zeros, zeros, mask, done, jnp.int32(0))
 
 
-def _drawn(state: _State, logits: Any, key: Any, sampling: Sampling, rows: Any, pad: int) -> _State:
+def _drawn(state: _State, logits: Any, draws: _Draws) -> _State:
     """One more token of every row that is not done."""
-    found = draw(logits, sampling, key, rows, state.count)
+    found = draw(logits, draws.sampling, draws.key, draws.rows, state.count)
     alive = ~state.done
-    token = jnp.where(alive, found.token, pad)
+    token = jnp.where(alive, found.token, draws.pad)
     put = lambda old, new: lax.dynamic_update_slice_in_dim(old, new[:, None], state.count, 1)
-    tokens = put(state.tokens, token)
-    ended = alive & ends(tokens, token, state.count, sampling)
+    recent = shifted(state.recent, token)
+    ended = alive & ends(recent, draws.sampling)
     return _State(
-        state.cache, token, state.done | ended, tokens,
+        state.cache, token, recent, state.done | ended | (state.count + 1 >= draws.limits), put(state.tokens, token),
         put(state.log_probs, jnp.where(alive, found.log_prob, 0)),
         put(state.sampler_log_probs, jnp.where(alive, found.sampler_log_prob, 0)),
         put(state.mask, alive), state.finished | ended, state.count + 1,
     )  # fmt: skip
 
 
-def _decode(
-    packed: Packed, state: _State, lengths: Any, width: int, room: int, key: Any, sampling: Sampling, rows: Any,
-    pad: int,
-) -> _State:  # fmt: skip
+def _decode(packed: Packed, state: _State, lengths: Any, width: int, room: int, draws: _Draws) -> _State:
     """Steps until every row is done, has all its tokens, or the columns are full."""
 
     def running(state: _State) -> Any:
-        return (state.count <= room) & (state.count < sampling.max_new) & ~jnp.all(state.done)
+        return (state.count <= room) & ~jnp.all(state.done)
 
     def step(state: _State) -> _State:
         column = width + state.count - 1
         valid = lax.dynamic_update_slice_in_dim(state.cache.valid, ~state.done[:, None], column, 1)
         cache = state.cache._replace(valid=valid)
         hidden, cache = extend(packed, state.token, lengths + state.count - 1, cache, column)
-        return _drawn(state._replace(cache=cache), packed.logits(hidden), key, sampling, rows, pad)
+        return _drawn(state._replace(cache=cache), packed.logits(hidden), draws)
 
     return lax.while_loop(running, step, state)
 
 
-def ends(tokens: Any, token: Any, count: Any, sampling: Sampling) -> Any:
-    """Whether the newest token, number `count` from 0, ends its row: an eos, or the last of a stop sequence."""
-    ended = jnp.zeros(token.shape, bool)
+def no_recent(rows: int, sampling: Sampling) -> Any:
+    """The newest tokens of each row, as many as the longest stop sequence has: none yet."""
+    return jnp.full((rows, max([1, *map(len, sampling.stop)])), -1, jnp.int32)
+
+
+def shifted(recent: Any, token: Any) -> Any:
+    """The newest tokens with one more at their end."""
+    return jnp.concatenate([recent[:, 1:], token[:, None]], axis=1)
+
+
+def ends(recent: Any, sampling: Sampling) -> Any:
+    """Whether the newest token of each row ends it: an eos, or the last of a stop sequence.
+
+    Example:
+        >>> print(ends(jnp.array([[4, 7], [7, 4]]), Sampling(eos=(9,), stop=((4, 7),))))
+        [ True False]
+    """
+    ended = jnp.zeros(recent.shape[0], bool)
     for eos in sampling.eos:
-        ended |= token == eos
+        ended |= recent[:, -1] == eos
     for sequence in sampling.stop:
-        size = len(sequence)
-        if size > tokens.shape[1]:
-            continue
-        window = lax.dynamic_slice_in_dim(tokens, jnp.maximum(count + 1 - size, 0), size, 1)
-        ended |= jnp.all(window == jnp.asarray(sequence, tokens.dtype), axis=1) & (count + 1 >= size)
+        ended |= jnp.all(recent[:, -len(sequence) :] == jnp.asarray(sequence, recent.dtype), axis=1)
     return ended
