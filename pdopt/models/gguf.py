@@ -70,10 +70,10 @@ def decoder_of(
     config = config_of(file)
     _match(file, config)
 
-    def tensor(name: str) -> np.ndarray:
+    def tensor(name: str, part: tuple[slice, ...]) -> np.ndarray:
         value = file.tensors[gguf_name(name)].values()
         heads = {"q_proj": config.heads, "k_proj": config.kv_heads}.get(name.split(".")[-2])
-        return halves(value, heads) if heads and config.family == "llama" else value
+        return (halves(value, heads) if heads and config.family == "llama" else value)[part]
 
     return Decoder(assemble(config, tensor, dtype, sharding), config, execution)
 
