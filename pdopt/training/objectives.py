@@ -3,20 +3,20 @@
 With `lp`, `old` the log-probabilities `(b, t)` under the present policy and the one that sampled, A the advantage, m
 the mask, `rho = exp(lp - old)`, and `len` the tokens of a row, a loss is a term for each token and a way to add up:
 
-| name        | term of a token                                  | summed as               | low, high  | source          |
-|-------------|--------------------------------------------------|-------------------------|------------|-----------------|
-| grpo        | -min(rho A, clip(rho, 1-low, 1+high) A)          | mean of rows' means     | 0.2, 0.2   | 2402.03300      |
-| bnpo        | the same                                         | mean of tokens          | 0.2, 0.2   | TRL             |
-| dapo        | the same                                         | mean of tokens          | 0.2, 0.28  | 2503.14476      |
-| dr_grpo     | the same                                         | sum / (rows max_new)    | 0.2, 0.2   | 2503.20783      |
-| reinforce++ | the same                                         | mean of tokens          | 0.2, 0.2   | 2501.03262      |
-| gspo        | the same, s for rho                              | mean of rows' means     | 3e-4, 4e-4 | 2507.18071      |
-| gspo_token  | the same, sg(s) exp(lp - sg(lp)) for rho         | mean of rows' means     | 3e-4, 4e-4 | 2507.18071      |
-| cispo       | -sg(min(rho, 1+high)) A lp                       | mean of tokens          | -, 4       | 2506.13585      |
-| sapo        | -(4/tau) sigmoid(tau (rho-1)) A, tau by A's sign | mean of rows' means     | -, -       | TRL             |
-| reinforce   | -A lp                                            | mean of tokens          | -, -       | Williams (1992) |
-| rloo        | -A lp                                            | mean of rows' sums      | -, -       | 2402.14740      |
-| mdpo        | -rho A + (rho log rho - rho + 1) / mirror        | mean of tokens          | -, -       | 2005.09814      |
+| name        | term of a token                                  | summed as            | low, high  | source          |
+|-------------|--------------------------------------------------|----------------------|------------|-----------------|
+| grpo        | -min(rho A, clip(rho, 1-low, 1+high) A)          | mean of rows' means  | 0.2, 0.2   | 2402.03300      |
+| bnpo        | the same                                         | mean of tokens       | 0.2, 0.2   | TRL             |
+| dapo        | the same                                         | mean of tokens       | 0.2, 0.28  | 2503.14476      |
+| dr_grpo     | the same                                         | sum / (rows max_new) | 0.2, 0.2   | 2503.20783      |
+| reinforce++ | the same                                         | mean of tokens       | 0.2, 0.2   | 2501.03262      |
+| gspo        | the same, s for rho                              | mean of rows' means  | 3e-4, 4e-4 | 2507.18071      |
+| gspo_token  | the same, sg(s) exp(lp - sg(lp)) for rho         | mean of rows' means  | 3e-4, 4e-4 | 2507.18071      |
+| cispo       | -sg(min(rho, 1+high)) A lp                       | mean of tokens       | -, 4       | 2506.13585      |
+| sapo        | -(4/tau) sigmoid(tau (rho-1)) A, tau by A's sign | mean of rows' means  | -, -       | TRL             |
+| reinforce   | -A lp                                            | mean of tokens       | -, -       | Williams (1992) |
+| rloo        | -A lp                                            | mean of rows' sums   | -, -       | 2402.14740      |
+| mdpo        | -rho A + (rho log rho - rho + 1) / mirror        | mean of tokens       | -, -       | 2005.09814      |
 
 `s = exp(sum_t (lp - old) m / len)` is the ratio of the sequence and `sg` stops the gradient. The advantage makes the
 rest of a method: `group_normalise` for GRPO and most others, without `scale` for Dr. GRPO, `leave_one_out` for RLOO,

@@ -9,7 +9,7 @@ from jax.sharding import AxisType, PartitionSpec
 from pdopt.errors import InvalidOption, InvalidProblem
 from pdopt.geometry import Box, Euclidean
 from pdopt.rules.saddle import Parts, multiplier, respond
-from pdopt.rules.signals import PID, Averaged, Chain, Extrapolated, Offer, Raw
+from pdopt.rules.signals import PID, Chain, Clipped, Extrapolated, Offer, Raw
 from pdopt.training.constraints import Constraint, Constraints, Held, planned_step
 from pdopt.types import Memory
 
@@ -94,7 +94,7 @@ def test_the_default_is_pi_with_the_units_of_the_limit():
 
 @pytest.mark.parametrize(
     "signal",
-    [Raw(), Extrapolated(2.0), PID(0.5, 0.1, 0.2, smoothing=0.3), Chain((Averaged(0.5), Extrapolated(3.0)))],
+    [Raw(), Extrapolated(2.0), PID(0.5, 0.1, 0.2, smoothing=0.3), Chain((Clipped(0.5), Extrapolated(3.0)))],
     ids=lambda signal: type(signal).__name__,
 )
 def test_update_is_respond_with_the_plain_parts_bit_for_bit(signal):
