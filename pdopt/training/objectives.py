@@ -158,16 +158,16 @@ def policy_loss(
         "advantages", jnp.shape(advantages), (shape[0], jnp.shape(advantages)[-1]), "there is one for each row"
     )
     mask = jnp.asarray(mask, bool)
-    lp = _kept(log_probs, mask)
-    old = lax.stop_gradient(lp if old_log_probs is None else _kept(old_log_probs, mask))
-    advantage = _kept(jnp.broadcast_to(lax.stop_gradient(advantages), shape), mask)
+    lp = kept(log_probs, mask)
+    old = lax.stop_gradient(lp if old_log_probs is None else kept(old_log_probs, mask))
+    advantage = kept(jnp.broadcast_to(lax.stop_gradient(advantages), shape), mask)
     token = jnp.clip(lp - old, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     log_ratio = LEVELS[loss.level](lp, token, mask)
     given = Terms(lp, log_ratio, jnp.exp(log_ratio), advantage, loss.low, loss.high, dual, tau, mirror)
     terms = loss.term(given)
     if weights is not None:
         require_shape("weights", jnp.shape(weights), shape, "log_probs has that shape")
-        terms = terms * _kept(lax.stop_gradient(weights), mask)
+        terms = terms * kept(lax.stop_gradient(weights), mask)
     value = REDUCTIONS[loss.reduction](jnp.where(mask, terms, 0), mask, totals)
     return value, _diagnostics(given, token, loss, mask, totals)
 
@@ -200,12 +200,34 @@ def engine_weights(
     if concrete(cap):
         require_range("cap", cap, 0.0, open_low=True)
     mask = jnp.asarray(mask, bool)
-    log_ratio = _kept(old_log_probs, mask) - _kept(sampler_log_probs, mask)
+    log_ratio = kept(old_log_probs, mask) - kept(sampler_log_probs, mask)
     if level == "sequence":
         log_ratio = jnp.broadcast_to(jnp.sum(log_ratio, axis=1, keepdims=True), log_ratio.shape)
     weight = jnp.exp(jnp.clip(log_ratio, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
     cut = jnp.where(weight > cap, 0, weight) if masked else jnp.minimum(weight, cap)
     return lax.stop_gradient(jnp.where(mask, cut, 0))
+
+
+def kept(x: Any, mask: Any) -> Any:
+    """`x` in float32 or wider with 0 where the mask is not, so that no value or gradient meets what lies there.
+
+    Example:
+        >>> print(kept(jnp.array([1.0, jnp.nan]), jnp.array([True, False])))
+        [1. 0.]
+    """
+    x = jnp.asarray(x)
+    return jnp.where(mask, x.astype(jnp.promote_types(x.dtype, jnp.float32)), 0)
+
+
+def token_mean(x: Any, mask: Any, totals: Totals) -> Any:
+    """The sum of `x` over the mask, divided by the tokens of the whole batch: parts add up to the batch's mean.
+
+    Example:
+        >>> mask = jnp.array([[True, False]])
+        >>> print(token_mean(jnp.array([[3.0, 9.0]]), mask, totals(mask, 2)))
+        3.0
+    """
+    return jnp.sum(jnp.where(mask, x, 0)) / jnp.maximum(totals.tokens, 1)
 
 
 def _clipped(t: Terms) -> Any:
@@ -312,7 +334,7 @@ def _settled(kind: str, low: Any, high: Any, dual: Any, level: str | None) -> Lo
 
 
 def _diagnostics(t: Terms, token: Any, loss: Loss, mask: Any, totals: Totals) -> dict[str, Any]:
-    mean = lambda x: jnp.sum(jnp.where(mask, x, 0)) / jnp.maximum(totals.tokens, 1)
+    mean = lambda x: token_mean(x, mask, totals)
     never = jnp.zeros_like(mask)
     clips = loss.term is _clipped
     found = {
@@ -329,9 +351,3 @@ def _above(t: Terms, clips: bool, loss: Loss) -> Any:
     """Above the range; where the term is a minimum, the clip only acts if the advantage is positive."""
     above = t.ratio > 1 + t.high
     return above & (t.advantages > 0) if clips else above
-
-
-def _kept(x: Any, mask: Any) -> Any:
-    """Float32 or wider, with 0 in place of what does not count, so that no gradient meets what lies there."""
-    x = jnp.asarray(x)
-    return jnp.where(mask, x.astype(jnp.promote_types(x.dtype, jnp.float32)), 0)
