@@ -151,12 +151,12 @@ def policy_loss(
     require_shape("mask", jnp.shape(mask), jnp.shape(log_probs), "log_probs has that shape")
     if old_log_probs is not None:
         require_shape("old_log_probs", jnp.shape(old_log_probs), jnp.shape(log_probs), "log_probs has that shape")
-    if jnp.ndim(advantages) == 1:
-        advantages = jnp.asarray(advantages)[:, None]
     shape = jnp.shape(log_probs)
-    require_shape(
-        "advantages", jnp.shape(advantages), (shape[0], jnp.shape(advantages)[-1]), "there is one for each row"
-    )
+    if jnp.ndim(advantages) == 1:
+        require_shape("advantages", jnp.shape(advantages), shape[:1], "log_probs has that many rows")
+        advantages = jnp.asarray(advantages)[:, None]
+    else:
+        require_shape("advantages", jnp.shape(advantages), shape, "log_probs has that shape")
     mask = jnp.asarray(mask, bool)
     lp = kept(log_probs, mask)
     old = lax.stop_gradient(lp if old_log_probs is None else kept(old_log_probs, mask))
