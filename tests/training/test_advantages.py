@@ -23,7 +23,11 @@ from pdopt.training.advantages import (
 )
 
 P, G, K = 4, 5, 2
+# Compiled whole: one operation at a time would compile dozens of tiny programs.
 advantage_of = jax.jit(constrained_advantage, static_argnames=("form", "ddof", "divide"))
+normalise = jax.jit(group_normalise, static_argnames=("scale", "ddof"))
+normalise_batch, one_out, centred = jax.jit(batch_normalise), jax.jit(leave_one_out), jax.jit(centre)
+shares = jax.jit(zero_variance)
 NAN = np.nan
 
 
@@ -94,11 +98,11 @@ def test_each_form_equals_its_formula(form, missing):
 def test_group_and_batch_normalisation_equal_their_loops():
     r, _ = batch()
     for eps, ddof in ((1e-4, 1), (1e-2, 0)):
-        np.testing.assert_allclose(group_normalise(r, eps, ddof=ddof), loop_normalise(r, eps, ddof), rtol=1e-5)
-    np.testing.assert_allclose(group_normalise(r, scale=False), loop_centre(r), rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(normalise(r, eps, ddof=ddof), loop_normalise(r, eps, ddof), rtol=1e-5)
+    np.testing.assert_allclose(normalise(r, scale=False), loop_centre(r), rtol=1e-5, atol=1e-7)
     whole = r[~np.isnan(r)]
     expected = np.where(np.isnan(r), 0, (r - whole.mean()) / (whole.std() + 1e-4))
-    np.testing.assert_allclose(batch_normalise(r), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(normalise_batch(r), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_group_normalise_is_what_trl_computes():
@@ -106,25 +110,25 @@ def test_group_normalise_is_what_trl_computes():
     r, _ = batch(missing=False)
     grouped = torch.tensor(r)
     trl = (grouped - grouped.mean(dim=1, keepdim=True)) / (grouped.std(dim=1, keepdim=True) + 1e-4)
-    np.testing.assert_allclose(group_normalise(r), trl.numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(normalise(r), trl.numpy(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("value", [0.1, -1 / 3, 1e6 / 7])
 def test_groups_of_equal_values_give_exactly_zero(value):
     """Means of 7 equal float32 numbers are rounded; what is left must not be blown up by a tiny deviation."""
-    r, c = jnp.full((2, 7), value), jnp.full((1, 2, 7), value)
+    r, c = np.full((2, 7), value, np.float32), np.full((1, 2, 7), value, np.float32)
     for form in FORMS:
-        assert not np.any(advantage_of(form, r, c, jnp.array([3.0]), eps=1e-30))
-    for found in (group_normalise(r, 1e-30), batch_normalise(r, 1e-30), leave_one_out(r), centre(r)):
+        assert not np.any(advantage_of(form, r, c, np.array([3.0], np.float32), eps=1e-30))
+    for found in (normalise(r, 1e-30), normalise_batch(r, 1e-30), one_out(r), centred(r)):
         assert not np.any(found)
 
 
 def test_nothing_there_gives_zero_and_no_nan():
-    r, c = jnp.full((2, 3), NAN), jnp.full((1, 2, 3), NAN)
+    r, c = np.full((2, 7), NAN, np.float32), np.full((1, 2, 7), NAN, np.float32)
     for form in FORMS:
-        assert not np.any(advantage_of(form, r, c, jnp.ones(1)))
-    assert not np.any(leave_one_out(jnp.array([[NAN, 2.0, NAN], [NAN, NAN, NAN]])))
-    assert not np.any(group_normalise(jnp.ones((3, 1))))  # groups of one
+        assert not np.any(advantage_of(form, r, c, np.ones(1, np.float32), eps=0.01))
+    assert not np.any(one_out(np.array([[NAN, 2.0, NAN], [NAN, NAN, NAN]], np.float32)))
+    assert not np.any(normalise(np.ones((3, 1), np.float32)))  # groups of one
 
 
 @pytest.mark.parametrize("form", list(FORMS))
@@ -138,20 +142,19 @@ def test_no_price_is_plain_grpo_bit_for_bit(form):
     }[form]
     if form == "joint":  # a completion with a cost and no reward counts in the deviation of the sum
         c = np.where(np.isnan(r), NAN, c)
-    for wrap in (lambda f: f, jax.jit):
-        np.testing.assert_array_equal(
-            wrap(lambda y, form=form: constrained_advantage(form, r, c, y))(jnp.zeros(K)), wrap(plain)(r)
-        )
-    none = constrained_advantage(form, r, jnp.zeros((0, P, G)), jnp.zeros(0))
-    np.testing.assert_array_equal(none, plain(r))
+    expected = jax.jit(plain)(r)
+    np.testing.assert_array_equal(advantage_of(form, r, c, np.zeros(K, np.float32)), expected)
+    none = advantage_of(form, r, np.zeros((0, P, G), np.float32), np.zeros(0, np.float32))
+    np.testing.assert_array_equal(none, expected)
 
 
 def test_leave_one_out_is_the_mean_of_the_others():
     r, _ = batch()
+    found = np.asarray(one_out(r))
     for p, g in np.ndindex(r.shape):
         others = np.delete(r[p], g)
         expected = 0 if np.isnan(r[p, g]) else r[p, g] - np.nanmean(others)
-        assert float(leave_one_out(r)[p, g]) == pytest.approx(expected, abs=1e-5)
+        assert float(found[p, g]) == pytest.approx(expected, abs=1e-5)
 
 
 def test_step_advantage_equals_its_loop():
@@ -166,7 +169,7 @@ def test_step_advantage_equals_its_loop():
         if active[p, g, t]:
             alive = [returns[p, i, t] for i in range(3) if active[p, i, t]]
             expected[p, g, t] = returns[p, g, t] - np.mean(alive)
-    np.testing.assert_allclose(step_advantage(r, active, gamma), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(step_advantage)(r, active, gamma), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_step_advantage_does_not_reward_length_once_rewards_are_centred():
@@ -193,20 +196,18 @@ def test_step_advantage_does_not_reward_length_once_rewards_are_centred():
 
 def test_scales_are_a_running_mean_of_the_batch_variance():
     r, c = batch()
-    scales, expected = init_scales(K), 0.0
+    scales, expected, update = init_scales(K), 0.0, jax.jit(update_scales)
     variance = lambda x: np.nanvar(x)
     for seed in range(3):
         r, c = batch(seed)
-        scales = update_scales(scales, r, c, 0.8)
+        scales = update(scales, r, c, 0.8)
         expected = 0.8 * expected + 0.2 * np.array([variance(r), variance(c[0]), variance(c[1])])
     np.testing.assert_allclose(scales.deviations(0.01), np.sqrt(expected / (1 - 0.8**3)) + 0.01, rtol=1e-5)
-    unseen = update_scales(scales, r, np.full_like(c, NAN), 0.8)
+    unseen = update(scales, r, np.full_like(c, NAN), 0.8)
     np.testing.assert_array_equal(unseen.variance[1:], scales.variance[1:])
     assert unseen.variance[0] != scales.variance[0]
     np.testing.assert_array_equal(init_scales(1).deviations(), [1, 1])
-    with_scales = constrained_advantage(
-        "lagrangian", r, c, jnp.zeros(K), Scales(jnp.full(3, 4.0), jnp.ones(3)), eps=0.0
-    )
+    with_scales = advantage_of("lagrangian", r, c, np.zeros(K), Scales(np.full(3, 4.0), np.ones(3)), eps=0.0)
     np.testing.assert_allclose(with_scales, centre(r) / 2, rtol=1e-6)
 
 
@@ -220,10 +221,10 @@ def test_effective_multipliers():
 
 
 def test_zero_variance_counts_groups():
-    x = jnp.array([[0.1] * 3, [0.1, 0.1, 0.2], [NAN, 1.0, 1.0], [NAN] * 3], jnp.float32)
-    assert float(zero_variance(x)) == pytest.approx(2 / 3)
-    assert np.isnan(zero_variance(x[3:]))
-    assert zero_variance(jnp.stack([x, x + 1])).shape == (2,)
+    x = np.array([[0.1] * 3, [0.1, 0.1, 0.2], [NAN, 1.0, 1.0], [NAN] * 3], np.float32)
+    assert float(shares(x)) == pytest.approx(2 / 3)
+    assert np.isnan(shares(np.full((4, 3), NAN, np.float32)))
+    assert jax.eval_shape(zero_variance, np.stack([x, x + 1])).shape == (2,)
 
 
 def test_batch_statistics_are_the_same_on_eight_devices():
@@ -247,19 +248,20 @@ def test_batch_statistics_are_the_same_on_eight_devices():
 @pytest.mark.parametrize("form", list(FORMS))
 def test_transformations(form):
     r, c = batch()
-    f = jax.jit(lambda y: constrained_advantage(form, r, c, y))
-    ys = jnp.array([[0.0, 0.0], [1.0, 2.0]])
-    np.testing.assert_allclose(jax.vmap(f)(ys), jnp.stack([f(y) for y in ys]), rtol=1e-5, atol=1e-6)
+    ys = np.array([[0.0, 0.0], [1.0, 2.0]], np.float32)
+    swept = jax.jit(jax.vmap(lambda y: constrained_advantage(form, r, c, y)))(ys)
+    np.testing.assert_allclose(swept, np.stack([advantage_of(form, r, c, y) for y in ys]), rtol=1e-5, atol=1e-6)
     r[0], c[:, 0] = 1.0, 1.0  # a group without variance must not bring a NaN into a gradient
-    slope = jax.grad(lambda r, y: jnp.sum(constrained_advantage(form, r, c, y) ** 2), (0, 1))(jnp.asarray(r), ys[1])
+    slope = jax.jit(jax.grad(lambda r, y: jnp.sum(constrained_advantage(form, r, c, y) ** 2), (0, 1)))(r, ys[1])
     assert np.isfinite(slope[1]).all()
     assert np.isfinite(slope[0][~np.isnan(r)]).all()
 
 
 def test_half_precision_scores_are_widened():
-    assert group_normalise(jnp.ones((1, 2), jnp.bfloat16)).dtype == jnp.float32
+    assert jax.eval_shape(group_normalise, jax.ShapeDtypeStruct((1, 2), jnp.bfloat16)).dtype == jnp.float32
     with jax.enable_x64(True):
-        assert constrained_advantage("joint", jnp.ones((1, 2)), jnp.ones((0, 1, 2)), jnp.ones(0)).dtype == jnp.float64
+        wide = [jax.ShapeDtypeStruct(shape, jnp.float64) for shape in ((1, 2), (1, 1, 2), (1,))]
+        assert jax.eval_shape(lambda *given: constrained_advantage("joint", *given), *wide).dtype == jnp.float64
 
 
 @pytest.mark.parametrize(

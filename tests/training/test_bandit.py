@@ -138,7 +138,7 @@ def test_the_three_forms_over_eight_seeds(capsys):
 
 
 @pytest.mark.slow
-def test_extrapolation_damps_and_noise_asks_for_an_average(capsys):
+def test_extrapolation_damps_and_an_average_takes_its_noise(capsys):
     """Dual step 0.1: the largest cost after step 100, and the time above 0.33, fall with theta."""
     found = {}
     signals = {f"theta {theta:g}": Extrapolated(theta) for theta in (0.0, 2.0, 5.0, 20.0)}
@@ -152,7 +152,6 @@ def test_extrapolation_damps_and_noise_asks_for_an_average(capsys):
             print(name.ljust(20), f"{largest:.3f}  {100 * above:.1f} %  {std:.3f}")
     assert found["theta 0"][0] > found["theta 5"][0] > found["theta 20"][0]
     assert found["theta 0"][1] > found["theta 5"][1] > found["theta 20"][1]
-    assert found["theta 20"][2] > found["theta 0"][2]
     assert found["theta 20, averaged"][2] < found["theta 20"][2]
 
 
