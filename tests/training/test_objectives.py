@@ -62,22 +62,24 @@ def by_loop(kind, lp, old, A, mask, low=None, high=None, dual=None, level=None, 
     }.get(kind, everything / mask.sum())  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def compiled():
-    """Loss, diagnostics and gradient of each variant in float32, compiled once."""
+def gradients(names, lp, old, A, mask, denominators):
+    """Of each variant `((loss, diagnostics), gradient)`, all in one program."""
+    made = {}
+    for name in names:
+        kind, settings = VARIANTS[name]
+        value = partial(policy_loss, kind, **settings)
+        made[name] = jax.value_and_grad(value, has_aux=True)(lp, old, A, mask, denominators)
+    return made
 
-    def make(kind, settings):
-        value = lambda lp, old, A, mask, denominators: policy_loss(kind, lp, old, A, mask, denominators, **settings)
-        return jax.jit(jax.value_and_grad(value, has_aux=True))
 
-    return {name: make(*variant) for name, variant in VARIANTS.items()}
+every = jax.jit(partial(gradients, tuple(VARIANTS)))
 
 
 @pytest.mark.parametrize("name", list(VARIANTS))
-def test_each_loss_equals_its_loop(name, compiled):
+def test_each_loss_equals_its_loop(name):
     kind, settings = VARIANTS[name]
     lp, old, A, mask = batch()
-    (loss, seen), slope = compiled[name](lp, old, A, mask, totals(mask, MAX_NEW))
+    (loss, seen), slope = every(lp, old, A, mask, totals(mask, MAX_NEW))[name]
     expected = by_loop(kind, *(np.asarray(x, float) for x in (lp, old, A)), mask, **settings)
     assert float(loss) == pytest.approx(expected, rel=2e-5)
     assert set(seen) == {"ratio", "clip_low", "clip_high", "clip_dual", "kl_old"}
@@ -86,14 +88,14 @@ def test_each_loss_equals_its_loop(name, compiled):
 
 
 @pytest.mark.parametrize("name", list(VARIANTS))
-def test_gradients_of_micro_batches_add_up(name, compiled):
+def test_gradients_of_micro_batches_add_up(name):
     """Four parts, with the denominators of the whole, in another order: loss, gradient and diagnostics."""
     lp, old, A, mask = batch()
     whole = totals(mask, MAX_NEW)
-    (loss, seen), slope = compiled[name](lp, old, A, mask, whole)
+    (loss, seen), slope = every(lp, old, A, mask, whole)[name]
     order = np.random.default_rng(1).permutation(B)
     parts = [
-        compiled[name](*(np.resize(x[rows], x.shape) for x in (lp, old, A)), _only(mask[rows], len(rows)), whole)
+        every(*(np.resize(x[rows], x.shape) for x in (lp, old, A)), _only(mask[rows], len(rows)), whole)[name]
         for rows in np.split(order, 4)
     ]
     together = np.zeros_like(lp)
@@ -116,6 +118,7 @@ def test_gradients_equal_finite_differences_in_float64():
     """Central differences of the loop; the constants of a loss (sg) are held where they are."""
     lp, old, A, mask = batch(np.float64)
     with jax.enable_x64(True):
+        found = every(lp, old, A, mask, totals(mask, MAX_NEW))
         for name, (kind, settings) in VARIANTS.items():
             if kind == "cispo":  # its factor is a constant: linear in lp, so the gradient is the term over lp
                 rho = np.minimum(np.exp(lp - old), 1 + settings["high"])
@@ -131,14 +134,11 @@ def test_gradients_equal_finite_differences_in_float64():
                     move[i] = 1e-6
                     rise = by_loop(kind, lp + move, old, A, mask, **settings)
                     expected[i] = (rise - by_loop(kind, lp - move, old, A, mask, **settings)) / 2e-6
-            f = lambda lp, kind=kind, settings=settings: policy_loss(
-                kind, lp, old, A, mask, totals(mask, MAX_NEW), **settings
-            )[0]
-            np.testing.assert_allclose(jax.jit(jax.grad(f))(lp), expected, rtol=1e-6, atol=1e-8, err_msg=name)
+            np.testing.assert_allclose(found[name][1], expected, rtol=1e-6, atol=1e-8, err_msg=name)
 
 
 @pytest.mark.parametrize("kind", ["grpo", "bnpo", "dapo", "dr_grpo", "cispo", "sapo", "gspo", "dual clip"])
-def test_values_and_gradients_are_those_of_trl(kind, compiled):
+def test_values_and_gradients_are_those_of_trl(kind):
     """TRL's lines, in torch: its `epsilon_high` of cispo is our `1 + high`, its `delta` our `dual`."""
     torch = pytest.importorskip("torch")
     lp, old, A, mask = batch()
@@ -166,7 +166,7 @@ def test_values_and_gradients_are_those_of_trl(kind, compiled):
     else:
         loss = (per_token * m).sum() / m.sum()
     loss.backward()
-    (found, _), slope = compiled[kind](lp, old, A, mask, totals(mask, MAX_NEW))
+    (found, _), slope = every(lp, old, A, mask, totals(mask, MAX_NEW))[kind]
     assert float(found) == pytest.approx(loss.item(), rel=1e-5)
     np.testing.assert_allclose(slope, x.grad.numpy(), rtol=1e-4, atol=1e-7)
 
@@ -179,27 +179,24 @@ def test_cispo_cuts_the_ratio_at_one_plus_high():
     assert float(policy_loss("cispo", lp, lp - 9.0, jnp.ones(1), mask, totals(mask, 1))[0]) == 5.0
 
 
-def test_what_lies_outside_the_mask_is_never_read(compiled):
+def test_what_lies_outside_the_mask_is_never_read():
     lp, old, A, mask = batch()
     denominators = totals(mask, MAX_NEW)
-    for name, f in compiled.items():
-        clean = f(lp, old, A, mask, denominators)
-        for value in (np.nan, -np.inf, 1e30):
-            dirty = f(np.where(mask, lp, value), np.where(mask, old, value), A, mask, denominators)
-            jax.tree.map(partial(np.testing.assert_array_equal, err_msg=name), dirty, clean)
+    clean = every(lp, old, A, mask, denominators)
+    for value in (np.nan, -np.inf, 1e30):
+        lp_, old_ = (np.where(mask, x, np.float32(value)) for x in (lp, old))
+        jax.tree.map(np.testing.assert_array_equal, every(lp_, old_, A, mask, denominators), clean)
 
 
 def test_without_old_the_ratio_is_one_and_carries_the_gradient():
     lp, _, A, mask = batch()
-    for kind in LOSSES:
-        f = lambda lp, old, kind=kind: policy_loss(kind, lp, old, A, mask, totals(mask, MAX_NEW))
-        slope = jax.jit(jax.grad(lambda lp, f=f: f(lp, None)[0]))(lp)
-        np.testing.assert_array_equal(slope, jax.jit(jax.grad(lambda lp, f=f: f(lp, jnp.asarray(batch()[0]))[0]))(lp))
+    whole = totals(mask, MAX_NEW)
+    alone = jax.jit(lambda lp: gradients(LOSSES, lp, None, A, mask, whole))(lp)
+    jax.tree.map(np.testing.assert_array_equal, alone, {kind: every(lp, lp, A, mask, whole)[kind] for kind in LOSSES})
     # On-policy every token loss has the gradient of REINFORCE: -A / N.
     expected = np.where(mask, -A[:, None], 0) / mask.sum()
     for kind in ("dapo", "cispo", "mdpo", "reinforce", "reinforce++", "bnpo"):
-        f = lambda lp, kind=kind: policy_loss(kind, lp, None, A, mask, totals(mask, MAX_NEW))[0]
-        np.testing.assert_allclose(jax.jit(jax.grad(f))(lp), expected, rtol=1e-6)
+        np.testing.assert_allclose(alone[kind][1], expected, rtol=1e-6, err_msg=kind)
 
 
 def test_diagnostics_by_hand():
@@ -258,11 +255,11 @@ def test_devices_and_sweeps():
 
 def test_half_precision_is_widened_and_nothing_counts_twice():
     lp, old, A, mask = batch()
-    half = policy_loss("grpo", lp.astype(jnp.bfloat16), old, A, mask, totals(mask, MAX_NEW))
+    narrow = lp.astype(jnp.bfloat16)
+    half = jax.eval_shape(lambda lp: policy_loss("grpo", lp, old, A, mask, totals(mask, MAX_NEW)), narrow)
     assert {leaf.dtype for leaf in jax.tree.leaves(half)} == {jnp.dtype("float32")}
     empty = np.zeros_like(mask)
-    for kind in LOSSES:
-        assert float(policy_loss(kind, lp, old, A, empty, totals(empty, MAX_NEW))[0]) == 0
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(every(lp, old, A, empty, totals(empty, MAX_NEW))))
     assert [float(x) for x in totals(mask, MAX_NEW)] == [27, 8, 7, 56]
 
 
