@@ -39,7 +39,8 @@ def values():
 
 
 def table(constraints, mask=None):
-    return constraints.costs(values(), (2, 2), {"refusal": np.array([0, 1])}, mask)
+    classes = {"refusal": np.array([0, 1])}
+    return jax.jit(lambda values, mask: constraints.costs(values, (2, 2), classes, mask))(values(), mask)
 
 
 def follow(constraints, violations, idle=None):
@@ -70,25 +71,25 @@ def test_costs_and_violations_by_hand():
     np.testing.assert_array_equal(costs[6], [[1, 0], [NAN, NAN]])
     np.testing.assert_array_equal(costs[7], [[NAN, NAN], [1, 1]])
     expected = [1 - 0.5, 1 / 3 - 0.25, 0.9 - 0.8, -0.1, 0.05, 100.0, 0.5 - 0.1, 1 - 0.5]
-    np.testing.assert_allclose(held_by.violations(costs), expected, rtol=1e-5, atol=1e-7)
+    violations = jax.jit(held_by.violations)
+    np.testing.assert_allclose(violations(costs), expected, rtol=1e-5, atol=1e-7)
     mask = np.array([[True, False], [False, False]])
-    masked = held_by.violations(table(held_by, mask))
+    masked = violations(table(held_by, mask))
     np.testing.assert_allclose(masked, [0.5, 0.75, -0.1, -0.1, 0.05, -100, 0.9, NAN], rtol=1e-5, atol=1e-7)
-    np.testing.assert_array_equal(held_by.violations(costs, mask), masked)
+    np.testing.assert_array_equal(violations(costs, mask), masked)
 
 
 def test_the_default_is_pi_with_the_units_of_the_limit():
     """First step: y = step (1 + theta) v / unit = (step + 5) v / unit, clipped to the range."""
     held_by = Constraints(ALL, step=0.5)
-    v = jnp.array([0.5, 0.1, -0.1, -0.1, 0.05, 100.0, 0.4, 0.5])
-    held = held_by.update(held_by.init(), v)
-    expected = 5.5 * np.array([0.5, 0.1, 0, -0.1, 0.05, 100 / 200, 0.4, 0.5])
-    np.testing.assert_allclose(held.y, expected, rtol=1e-6)
+    v = np.array([0.5, 0.1, -0.1, -0.1, 0.05, 100.0, 0.4, 0.5], np.float32)
+    ys, _, held = follow(held_by, [v, v])
+    expected = 5.5 * v * [1, 1, 0, 1, 1, 1 / 200, 1, 1]
+    np.testing.assert_allclose(ys[0], expected, rtol=1e-6)
     # The second step of an unchanged violation has no proportional part.
-    later = held_by.update(held, v)
-    np.testing.assert_allclose(later.y, np.maximum(expected + 0.5 * np.array(v) / [1, 1, 1, 1, 1, 200, 1, 1],
-                                                  [0, 0, 0, -100, 0, 0, 0, 0]), rtol=1e-6)  # fmt: skip
-    assert int(later.steps) == 2
+    second = np.maximum(expected + 0.5 * v / [1, 1, 1, 1, 1, 200, 1, 1], [0, 0, 0, -100, 0, 0, 0, 0])
+    np.testing.assert_allclose(ys[1], second, rtol=1e-6)
+    assert int(held.steps) == 2
     assert (planned_step(100), planned_step(200), planned_step(4000)) == (1.0, 1.0, 0.05)
 
 
@@ -167,9 +168,14 @@ def test_positional_pi_and_the_velocity_form_agree_until_a_clip_binds():
 def test_the_report_is_in_the_users_units():
     held_by = Constraints(ALL, step=1.0)
     costs = table(held_by)
-    held = held_by.update(held_by.init()._replace(y=jnp.full(8, 99.9)), held_by.violations(costs))
-    report = held_by.report(held, costs, effective=2 * held.y)
-    assert tuple(report) == ROWS
+
+    @jax.jit
+    def step(costs):
+        held = held_by.update(held_by.init()._replace(y=jnp.full(8, 99.9)), held_by.violations(costs))
+        return held_by.report(held, costs, effective=2 * held.y), held_by.report(held, costs)
+
+    report, plain = step(costs)
+    assert set(report) == set(ROWS)
     score, length = report["score"], report["length"]
     assert (float(score.value), float(score.limit)) == pytest.approx((0.8, 0.9))
     assert float(score.violation) == pytest.approx(0.1)
@@ -178,15 +184,15 @@ def test_the_report_is_in_the_users_units():
     assert not report["balance"].capped
     assert float(report["cost"].idle) == 0.5  # one group is a lone value
     assert float(report["refusal[1]"].idle) == 1.0
-    assert float(held_by.report(held, costs)["score"].effective) == float(score.multiplier)
+    assert float(plain["score"].effective) == float(score.multiplier)
 
 
 def test_no_constraints_at_all():
     none = Constraints()
     costs = none.costs({}, (2, 3))
     assert costs.shape == (0, 2, 3)
-    held = none.update(none.init(), none.violations(costs))
-    assert held.y.shape == (0,)
+    held = jax.jit(lambda costs: none.update(none.init(), none.violations(costs)))(costs)
+    assert held.y.shape == none.shown(held).shape == (0,)
     assert none.report(held, costs) == {}
 
 

@@ -39,26 +39,34 @@ def forward(theta):
     return divergence(jax.nn.log_softmax(theta), REFERENCE)
 
 
+exact_slope = jax.jit(jax.grad(forward))
+
+
 def test_the_mean_gradient_of_k2_is_that_of_the_divergence_and_of_k3_that_of_the_other():
     loss = lambda theta, kind: kl_loss(log_pi(theta), REFERENCE[TOKENS], MASK, WHOLE, kind)
     slope = jax.jit(jax.grad(loss), static_argnums=1)
-    exact = jax.grad(forward)(THETA)
-    other = jax.grad(lambda theta: divergence(REFERENCE, jax.nn.log_softmax(theta)))(THETA)
+    exact = exact_slope(THETA)
+    other = jax.jit(jax.grad(lambda theta: divergence(REFERENCE, jax.nn.log_softmax(theta))))(THETA)
     np.testing.assert_allclose(slope(THETA, "k2"), exact, atol=1e-6)
     np.testing.assert_allclose(slope(THETA, "k3"), other, atol=1e-6)
     np.testing.assert_allclose(slope(THETA, "k1"), 0, atol=1e-6)
     assert np.abs(exact - other).max() > 0.05
     # Values: k1 and k3 are exact on average, k2 is not.
-    report = kl_report(log_pi(THETA), REFERENCE[TOKENS], MASK, WHOLE)
+    report = jax.jit(lambda theta: kl_report(log_pi(theta), REFERENCE[TOKENS], MASK, WHOLE))(THETA)
     for value in (report["kl_k1"], report["kl_k3"]):
         assert float(value) == pytest.approx(float(forward(THETA)), rel=1e-5)
 
 
 def test_k1_in_the_reward_has_the_gradient_of_the_divergence():
-    cost = kl_cost(log_pi(THETA), REFERENCE[TOKENS], MASK)
-    for advantage in (-cost, centre(-cost)):
-        loss = lambda theta, A=advantage: policy_loss("reinforce", log_pi(theta), None, A, MASK, WHOLE)[0]
-        np.testing.assert_allclose(jax.grad(loss)(THETA), jax.grad(forward)(THETA), atol=1e-6)
+
+    @jax.jit
+    def slopes(theta):
+        cost = kl_cost(log_pi(theta), REFERENCE[TOKENS], MASK)
+        loss = lambda theta, A: policy_loss("reinforce", log_pi(theta), None, A, MASK, WHOLE)[0]
+        return [jax.grad(loss)(theta, A) for A in (-cost, centre(-cost))]
+
+    for found in slopes(THETA):
+        np.testing.assert_allclose(found, exact_slope(THETA), atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
@@ -66,7 +74,7 @@ def test_on_older_texts_every_weighted_estimator_has_the_gradient_of_the_diverge
     theta = THETA + jnp.array([0.3, -0.2, 0.1, 0.0, -0.4])  # the policy has moved on since TOKENS were drawn
     loss = lambda theta: kl_loss(log_pi(theta), REFERENCE[TOKENS], MASK, WHOLE, kind, log_pi(THETA))
     value, slope = jax.jit(jax.value_and_grad(loss))(theta)
-    np.testing.assert_allclose(slope, jax.grad(forward)(theta), atol=2e-6)
+    np.testing.assert_allclose(slope, exact_slope(theta), atol=2e-6)
     if kind != "k2":
         assert float(value) == pytest.approx(float(forward(theta)), rel=1e-5)
 
@@ -121,11 +129,13 @@ def test_parts_add_up_and_what_is_masked_is_not_read():
     for f in (
         lambda h, mask: entropy_bonus(h, mask, whole),
         lambda h, mask: entropy_band(h, mask, whole, 1.0, 2.0),
-        lambda h, mask: kl_loss(h, np.zeros_like(h), mask, whole),
+        lambda h, mask: kl_loss(h, jnp.zeros_like(h), mask, whole),
     ):
-        parts = sum(float(f(h[i : i + 2], mask[i : i + 2])) for i in (0, 2))
+        f = jax.jit(f)
+        halves = [np.where(np.arange(4)[:, None] // 2 == i, mask, False) for i in (0, 1)]
+        parts = sum(float(f(h, half)) for half in halves)
         assert parts == pytest.approx(float(f(h, mask)), rel=1e-5)
-        assert float(f(np.where(mask, h, np.nan), mask)) == float(f(h, mask))
+        assert float(f(np.where(mask, h, np.float32(np.nan)), mask)) == float(f(h, mask))
 
 
 def test_settings_and_shapes_that_are_wrong_are_refused():
