@@ -237,8 +237,8 @@ def constrained_advantage(
 def effective_multipliers(form: str, y: Any, scales: Scales, eps: Any = 0.01) -> Any:
     """Multipliers as prices in raw units of reward per unit of cost, `(K,)`: `y_k s_r / s_k`, or y where y is one.
 
-    For `separate` that is the price at the batch's deviations; each prompt has its own. For a row that only a share q of
-    the completions has, such as a class of prompts, the price of its mean is q times this: the policy gradient runs
+    For `separate` that is the price at the batch's deviations; each prompt has its own. For a row that only a share q
+    of the completions has, such as a class of prompts, the price of its mean is q times this: the policy gradient runs
     over all of them.
 
     Example:
