@@ -22,13 +22,18 @@ from pdopt.training.advantages import (
     zero_variance,
 )
 
-P, G, K = 4, 5, 2
+P, G, K = 4, 7, 2  # the mean of 7 equal float32 numbers is rounded
 # Compiled whole: one operation at a time would compile dozens of tiny programs.
-advantage_of = jax.jit(constrained_advantage, static_argnames=("form", "ddof", "divide"))
+compiled = jax.jit(constrained_advantage, static_argnames=("form", "ddof", "divide"))
 normalise = jax.jit(group_normalise, static_argnames=("scale", "ddof"))
 normalise_batch, one_out, centred = jax.jit(batch_normalise), jax.jit(leave_one_out), jax.jit(centre)
 shares = jax.jit(zero_variance)
 NAN = np.nan
+
+
+def advantage_of(form, r, c, y, scales=None, eps=0.01):
+    """In float32 and with every argument given: each form is compiled once for all tests."""
+    return compiled(form, r, c, np.asarray(y, np.float32), scales, eps=eps)
 
 
 def batch(seed=0, missing=True):
@@ -115,18 +120,18 @@ def test_group_normalise_is_what_trl_computes():
 
 @pytest.mark.parametrize("value", [0.1, -1 / 3, 1e6 / 7])
 def test_groups_of_equal_values_give_exactly_zero(value):
-    """Means of 7 equal float32 numbers are rounded; what is left must not be blown up by a tiny deviation."""
-    r, c = np.full((2, 7), value, np.float32), np.full((1, 2, 7), value, np.float32)
+    """What rounding leaves of a mean must not be blown up by a tiny deviation."""
+    r, c = np.full((P, G), value, np.float32), np.full((K, P, G), value, np.float32)
     for form in FORMS:
-        assert not np.any(advantage_of(form, r, c, np.array([3.0], np.float32), eps=1e-30))
+        assert not np.any(advantage_of(form, r, c, [3.0, 1.0], eps=1e-30))
     for found in (normalise(r, 1e-30), normalise_batch(r, 1e-30), one_out(r), centred(r)):
         assert not np.any(found)
 
 
 def test_nothing_there_gives_zero_and_no_nan():
-    r, c = np.full((2, 7), NAN, np.float32), np.full((1, 2, 7), NAN, np.float32)
+    r, c = np.full((P, G), NAN, np.float32), np.full((K, P, G), NAN, np.float32)
     for form in FORMS:
-        assert not np.any(advantage_of(form, r, c, np.ones(1, np.float32), eps=0.01))
+        assert not np.any(advantage_of(form, r, c, [1.0, 1.0]))
     assert not np.any(one_out(np.array([[NAN, 2.0, NAN], [NAN, NAN, NAN]], np.float32)))
     assert not np.any(normalise(np.ones((3, 1), np.float32)))  # groups of one
 
@@ -143,8 +148,8 @@ def test_no_price_is_plain_grpo_bit_for_bit(form):
     if form == "joint":  # a completion with a cost and no reward counts in the deviation of the sum
         c = np.where(np.isnan(r), NAN, c)
     expected = jax.jit(plain)(r)
-    np.testing.assert_array_equal(advantage_of(form, r, c, np.zeros(K, np.float32)), expected)
-    none = advantage_of(form, r, np.zeros((0, P, G), np.float32), np.zeros(0, np.float32))
+    np.testing.assert_array_equal(advantage_of(form, r, c, np.zeros(K)), expected)
+    none = advantage_of(form, r, np.zeros((0, P, G), np.float32), np.zeros(0))
     np.testing.assert_array_equal(none, expected)
 
 
@@ -267,20 +272,20 @@ def test_half_precision_scores_are_widened():
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
-        (lambda: constrained_advantage("joined", jnp.ones((1, 2)), jnp.ones((0, 1, 2)), jnp.ones(0)), InvalidOption,
+        (lambda: constrained_advantage("joined", np.ones((1, 2)), np.ones((0, 1, 2)), np.ones(0)), InvalidOption,
          "unknown advantage form 'joined'; did you mean 'joint'"),
-        (lambda: constrained_advantage("joint", jnp.ones(2), jnp.ones((0, 2)), jnp.ones(0)), InvalidProblem,
+        (lambda: constrained_advantage("joint", np.ones(2), np.ones((0, 2)), np.ones(0)), InvalidProblem,
          r"rewards has shape \(2,\)"),
-        (lambda: constrained_advantage("joint", jnp.ones((1, 2)), jnp.ones((1, 2, 2)), jnp.ones(1)), InvalidProblem,
+        (lambda: constrained_advantage("joint", np.ones((1, 2)), np.ones((1, 2, 2)), np.ones(1)), InvalidProblem,
          r"costs has shape \(1, 2, 2\); expected \(1, 1, 2\)"),
-        (lambda: constrained_advantage("joint", jnp.ones((1, 2)), jnp.ones((1, 1, 2)), jnp.ones(2)), InvalidProblem,
+        (lambda: constrained_advantage("joint", np.ones((1, 2)), np.ones((1, 1, 2)), np.ones(2)), InvalidProblem,
          r"y has shape \(2,\); expected \(1,\)"),
-        (lambda: update_scales(init_scales(2), jnp.ones((1, 2)), jnp.ones((1, 1, 2))), InvalidProblem,
+        (lambda: update_scales(init_scales(2), np.ones((1, 2)), np.ones((1, 1, 2))), InvalidProblem,
          r"scales has shape \(3,\)"),
-        (lambda: step_advantage(jnp.ones((1, 2, 3)), jnp.ones((1, 2))), InvalidProblem, "active has shape"),
-        (lambda: step_advantage(jnp.ones((1, 2, 3)), jnp.ones((1, 2, 3), bool), 1.5), InvalidOption, "gamma is 1.5"),
-        (lambda: update_scales(init_scales(0), jnp.ones((1, 2)), jnp.ones((0, 1, 2)), -1.0), InvalidOption, "decay"),
-        (lambda: effective_multipliers("none", jnp.ones(1), init_scales(1)), InvalidOption, "unknown advantage form"),
+        (lambda: step_advantage(np.ones((1, 2, 3)), np.ones((1, 2))), InvalidProblem, "active has shape"),
+        (lambda: step_advantage(np.ones((1, 2, 3)), np.ones((1, 2, 3), bool), 1.5), InvalidOption, "gamma is 1.5"),
+        (lambda: update_scales(init_scales(0), np.ones((1, 2)), np.ones((0, 1, 2)), -1.0), InvalidOption, "decay"),
+        (lambda: effective_multipliers("none", np.ones(1), init_scales(1)), InvalidOption, "unknown advantage form"),
     ],
 )  # fmt: skip
 def test_errors_name_what_was_seen(make, error, words):
