@@ -55,7 +55,7 @@ class Batch(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Stream:
+class PromptStream:
     """How rows become batches.
 
     Attributes:
@@ -105,7 +105,7 @@ class Stream:
             )
 
 
-def next_batch(stream: Stream, position: Position) -> tuple[Batch, Position]:
+def next_batch(stream: PromptStream, position: Position) -> tuple[Batch, Position]:
     """The batch that begins at a position, and the position after it.
 
     Raises:
@@ -115,7 +115,7 @@ def next_batch(stream: Stream, position: Position) -> tuple[Batch, Position]:
     Example:
         >>> from pdopt.training.tables import table
         >>> rows = table([{"prompt": word} for word in ("a", "bb", "cccc")])
-        >>> stream = Stream(rows, encode=lambda text: [ord(letter) for letter in text], batch=2, longest=3)
+        >>> stream = PromptStream(rows, encode=lambda text: [ord(letter) for letter in text], batch=2, longest=3)
         >>> batch, position = next_batch(stream, Position())
         >>> sorted(row["prompt"] for row in batch.rows), batch.dropped, position.epoch + (position.offset == 2)
         (['a', 'bb'], 1, 1)
@@ -157,12 +157,12 @@ class Survey(NamedTuple):
     longest: int
 
 
-def survey(stream: Stream, most: int = 1000) -> Survey:
+def survey(stream: PromptStream, most: int = 1000) -> Survey:
     """Lengths of the first prompts of the source, to be told before a run starts.
 
     Example:
         >>> from pdopt.training.tasks import parity
-        >>> survey(Stream(parity(length=3), encode=lambda text: [1] * len(text), batch=1, longest=10), most=5)
+        >>> survey(PromptStream(parity(length=3), encode=lambda text: [1] * len(text), batch=1, longest=10), most=5)
         Survey(rows=5, overlong=5, mean_length=16.0, longest=16)
     """
     rows = min(most, stream.source.size or most)
@@ -171,12 +171,12 @@ def survey(stream: Stream, most: int = 1000) -> Survey:
     return Survey(rows, overlong, float(np.mean(lengths)), max(lengths))
 
 
-def position_record(stream: Stream, position: Position) -> dict[str, Any]:
+def position_record(stream: PromptStream, position: Position) -> dict[str, Any]:
     """A position with what it belongs to, as JSON for a checkpoint.
 
     Example:
         >>> from pdopt.training.tasks import parity
-        >>> stream = Stream(parity(), encode=lambda text: [1], batch=2, seed=3)
+        >>> stream = PromptStream(parity(), encode=lambda text: [1], batch=2, seed=3)
         >>> record = position_record(stream, Position(0, 8))
         >>> record["epoch"], record["offset"], record["seed"], resume_position(stream, record)
         (0, 8, None, Position(epoch=0, offset=8))
@@ -184,7 +184,7 @@ def position_record(stream: Stream, position: Position) -> dict[str, Any]:
     return {"epoch": int(position.epoch), "offset": int(position.offset), **_order_of(stream)}
 
 
-def resume_position(stream: Stream, record: Mapping[str, Any]) -> Position:
+def resume_position(stream: PromptStream, record: Mapping[str, Any]) -> Position:
     """The position of a checkpoint, if it belongs to this stream's data and order.
 
     Raises:
@@ -237,7 +237,7 @@ def left_pad(
     return ids, valid
 
 
-def _order_of(stream: Stream) -> dict[str, Any]:
+def _order_of(stream: PromptStream) -> dict[str, Any]:
     """What decides which rows follow which; the batch's size and the processes do not."""
     shuffled = stream.shuffle and stream.source.size is not None
     return {
@@ -248,7 +248,7 @@ def _order_of(stream: Stream) -> dict[str, Any]:
     }
 
 
-def _at(stream: Stream, position: Position) -> tuple[int, Position]:
+def _at(stream: PromptStream, position: Position) -> tuple[int, Position]:
     """The number of the row at a position, and the position after it."""
     size = stream.source.size
     if size is None:
@@ -258,7 +258,7 @@ def _at(stream: Stream, position: Position) -> tuple[int, Position]:
     return number, Position(epoch, offset + 1) if offset + 1 < size else Position(epoch + 1, 0)
 
 
-def _encoded(stream: Stream, row: Row, number: int) -> list[int]:
+def _encoded(stream: PromptStream, row: Row, number: int) -> list[int]:
     prompt = row.get(stream.column)
     if not isinstance(prompt, str | Sequence) or not prompt:
         raise InvalidProblem(
@@ -271,7 +271,7 @@ def _encoded(stream: Stream, row: Row, number: int) -> list[int]:
         raise InvalidProblem(f"row {number} of {stream.source.name}: {error}") from error
 
 
-def _refuse_long(stream: Stream, row: Row, number: int, length: int) -> None:
+def _refuse_long(stream: PromptStream, row: Row, number: int, length: int) -> None:
     if stream.overlong == "error":
         raise InvalidProblem(
             f"the prompt of row {number} of {stream.source.name} has {length} tokens; at most {stream.longest} fit "

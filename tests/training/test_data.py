@@ -9,7 +9,7 @@ import pytest
 from pdopt.errors import CheckpointError, InvalidOption, InvalidProblem
 from pdopt.training.data import (
     Position,
-    Stream,
+    PromptStream,
     left_pad,
     next_batch,
     position_record,
@@ -45,28 +45,28 @@ def numbers(batches):
 
 @pytest.mark.parametrize("batch", [1, 3, 5, 7, 10, 23])
 def test_each_epoch_gives_every_row_once_in_a_new_order(batch):
-    stream = Stream(source(), encode, batch=batch, seed=4)
+    stream = PromptStream(source(), encode, batch=batch, seed=4)
     made = numbers(run(stream, -(-3 * N // batch))[0])
     epochs = [made[e * N : (e + 1) * N] for e in range(3)]
     assert all(sorted(epoch) == list(range(N)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
     # The order belongs to the seed and the epoch, not to the batch's size.
-    assert made == numbers(run(Stream(source(), encode, batch=1, seed=4), len(made))[0])
-    assert made[:N] != numbers(run(Stream(source(), encode, batch=1, seed=5), N)[0])
+    assert made == numbers(run(PromptStream(source(), encode, batch=1, seed=4), len(made))[0])
+    assert made[:N] != numbers(run(PromptStream(source(), encode, batch=1, seed=5), N)[0])
 
 
 def test_unshuffled_rows_come_in_the_order_of_the_source():
-    assert numbers(run(Stream(source(), encode, batch=4, shuffle=False), 5)[0]) == [*range(N), *range(N)]
+    assert numbers(run(PromptStream(source(), encode, batch=4, shuffle=False), 5)[0]) == [*range(N), *range(N)]
 
 
 @pytest.mark.parametrize("batch", [3, 5])
 @pytest.mark.parametrize("saved_after", range(6))
 def test_a_resumed_run_sees_what_the_uninterrupted_one_saw(batch, saved_after):
     # With batch 5 the second save lies exactly between two epochs, with batch 3 a batch spans them.
-    whole, end = run(Stream(source(), encode, batch=batch, seed=1), 8)
-    first, position = run(Stream(source(), encode, batch=batch, seed=1), saved_after)
-    record = json.loads(json.dumps(position_record(Stream(source(), encode, batch=batch, seed=1), position)))
-    stream = Stream(source(), encode, batch=batch, seed=1)
+    whole, end = run(PromptStream(source(), encode, batch=batch, seed=1), 8)
+    first, position = run(PromptStream(source(), encode, batch=batch, seed=1), saved_after)
+    record = json.loads(json.dumps(position_record(PromptStream(source(), encode, batch=batch, seed=1), position)))
+    stream = PromptStream(source(), encode, batch=batch, seed=1)
     second, again = run(stream, 8 - saved_after, resume_position(stream, record))
     assert numbers(first + second) == numbers(whole)
     assert again == end
@@ -74,37 +74,37 @@ def test_a_resumed_run_sees_what_the_uninterrupted_one_saw(batch, saved_after):
 
 
 def test_the_end_of_an_epoch_is_the_start_of_the_next():
-    stream = Stream(source(), encode, batch=5)
+    stream = PromptStream(source(), encode, batch=5)
     assert run(stream, 2)[1] == Position(1, 0)
     assert run(stream, 4)[1] == Position(2, 0)
     # The batch may change its size between a save and a resume: no row is skipped or repeated.
     record = position_record(stream, run(stream, 1)[1])
-    other = Stream(source(), encode, batch=2)
+    other = PromptStream(source(), encode, batch=2)
     rest, _ = run(other, 5, resume_position(other, record))
     assert sorted(numbers(run(stream, 1)[0]) + numbers(rest)[:5]) == list(range(N))
 
 
 def test_other_data_are_refused_and_both_are_shown():
-    record = position_record(Stream(source(), encode, batch=2, seed=1), Position(0, 4))
+    record = position_record(PromptStream(source(), encode, batch=2, seed=1), Position(0, 4))
     for stream, message in [
-        (Stream(source(N + 1), encode, batch=2, seed=1), "'rows': 10.*'rows': 11"),
-        (Stream(source(longer={3}), encode, batch=2, seed=1), "sha256.*sha256"),
-        (Stream(source(), encode, batch=2, seed=2), "seed: saved 1, now 2"),
-        (Stream(source(), encode, batch=2, seed=1, shuffle=False), "shuffle: saved True, now False"),
-        (Stream(parity(), encode, batch=2), "'rows': 10.*'task': 'parity'"),
+        (PromptStream(source(N + 1), encode, batch=2, seed=1), "'rows': 10.*'rows': 11"),
+        (PromptStream(source(longer={3}), encode, batch=2, seed=1), "sha256.*sha256"),
+        (PromptStream(source(), encode, batch=2, seed=2), "seed: saved 1, now 2"),
+        (PromptStream(source(), encode, batch=2, seed=1, shuffle=False), "shuffle: saved True, now False"),
+        (PromptStream(parity(), encode, batch=2), "'rows': 10.*'task': 'parity'"),
     ]:
         with pytest.raises(CheckpointError, match=message):
             resume_position(stream, record)
-    record = position_record(Stream(parity(seed=1), encode, batch=2), Position(0, 4))
+    record = position_record(PromptStream(parity(seed=1), encode, batch=2), Position(0, 4))
     with pytest.raises(CheckpointError, match=r"'seed': 1.*'seed': 2"):
-        resume_position(Stream(parity(seed=2), encode, batch=2), record)
+        resume_position(PromptStream(parity(seed=2), encode, batch=2), record)
 
 
 @pytest.mark.parametrize("longest", [None, 2])
 def test_processes_share_the_global_batches_in_blocks(longest):
-    alone, end = run(Stream(source(longer={2, 7}), encode, batch=6, seed=2, longest=longest), 4)
+    alone, end = run(PromptStream(source(longer={2, 7}), encode, batch=6, seed=2, longest=longest), 4)
     shared = [
-        run(Stream(source(longer={2, 7}), encode, batch=6, seed=2, longest=longest, process=p, processes=3), 4)
+        run(PromptStream(source(longer={2, 7}), encode, batch=6, seed=2, longest=longest, process=p, processes=3), 4)
         for p in range(3)
     ]
     for number, batch in enumerate(alone):
@@ -116,7 +116,7 @@ def test_processes_share_the_global_batches_in_blocks(longest):
 
 
 def test_an_endless_source_goes_on_by_number():
-    stream = Stream(parity(length=4), encode, batch=3)
+    stream = PromptStream(parity(length=4), encode, batch=3)
     batches, position = run(stream, 4)
     assert numbers(batches) == list(range(12))
     assert position == Position(0, 12)
@@ -124,7 +124,7 @@ def test_an_endless_source_goes_on_by_number():
 
 
 def test_long_prompts_are_dropped_whole_and_counted():
-    stream = Stream(source(longer={0, 4, 9}), encode, batch=7, longest=2)
+    stream = PromptStream(source(longer={0, 4, 9}), encode, batch=7, longest=2)
     (first, second), position = run(stream, 2)
     assert sorted(numbers([first])) == [1, 2, 3, 5, 6, 7, 8]
     assert Counter(numbers([first, second])) == dict.fromkeys([1, 2, 3, 5, 6, 7, 8], 2)
@@ -135,21 +135,21 @@ def test_long_prompts_are_dropped_whole_and_counted():
 
 
 def test_long_prompts_can_be_an_error_and_too_many_always_are():
-    stream = Stream(source(longer={4}), encode, batch=10, longest=2, overlong="error")
+    stream = PromptStream(source(longer={4}), encode, batch=10, longest=2, overlong="error")
     with pytest.raises(InvalidProblem, match=r"row 4 of rows has 3 tokens; at most 2 fit .*'04x'"):
         next_batch(stream, Position())
     with pytest.raises(InvalidProblem, match="10 prompts in a row of rows are longer than 1 tokens"):
-        next_batch(Stream(source(), encode, batch=1, longest=1), Position())
+        next_batch(PromptStream(source(), encode, batch=1, longest=1), Position())
     with pytest.raises(InvalidProblem, match="10000 prompts in a row of parity"):
-        next_batch(Stream(parity(), encode, batch=1, longest=1), Position())
+        next_batch(PromptStream(parity(), encode, batch=1, longest=1), Position())
 
 
 def test_rows_without_a_prompt_are_named():
     rows = [{"prompt": "a"}, {"question": "b"}]
     with pytest.raises(InvalidProblem, match=r"row 1 of rows has no column 'prompt' \(its columns: \['question'\]\)"):
-        Stream(table(rows), encode, batch=1)
+        PromptStream(table(rows), encode, batch=1)
     for prompt in (None, 3, "", []):
-        stream = Stream(table([{"prompt": prompt}]), encode, batch=1)
+        stream = PromptStream(table([{"prompt": prompt}]), encode, batch=1)
         with pytest.raises(InvalidProblem, match=r"row 0 of rows has .* as 'prompt'; expected a text or messages"):
             next_batch(stream, Position())
 
@@ -164,7 +164,7 @@ def test_settings_are_checked_at_once():
         ({"batch": 2, "seed": -1}, "seed is -1"),
     ]:
         with pytest.raises(InvalidOption, match=message):
-            Stream(source(), encode, **settings)
+            PromptStream(source(), encode, **settings)
 
 
 def test_left_padding():
