@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from pdopt.errors import InvalidFile, InvalidOption
+from pdopt.training.draws import random_order
 from pdopt.training.tasks import TASKS, Row, Source, task
 
 
@@ -159,6 +160,26 @@ def load_hub(name: str, *, split: str = "train", subset: str | None = None, revi
             f"Without a connection give a local file ({', '.join(READERS)}) or a generated task ({', '.join(TASKS)})"
         ) from error
     return table(loaded, f"{name}:{split}")  # pyright: ignore[reportArgumentType]
+
+
+def hold_out(whole: Table, rows: int, *, seed: int = 0) -> tuple[Table, Table]:
+    """A table in two: what is left to train on, and `rows` rows drawn by the seed and kept for evaluation.
+
+    Both keep the order of the source.
+
+    Raises:
+        InvalidOption: no row would be left on one side.
+
+    Example:
+        >>> rest, kept = hold_out(table([{"prompt": str(i)} for i in range(10)]), 3)
+        >>> rest.size, kept.size, {rest[i]["prompt"] for i in range(7)} & {kept[i]["prompt"] for i in range(3)}
+        (7, 3, set())
+    """
+    if not 0 < rows < whole.size:
+        raise InvalidOption(f"{rows} rows are to be held out of {whole.size}; expected 1 to {whole.size - 1}")
+    order = random_order(whole.size, "held out", seed)
+    rest, kept = ([whole[int(i)] for i in sorted(part)] for part in (order[rows:], order[:rows]))
+    return table(rest, whole.name), table(kept, f"{whole.name} (held out)")
 
 
 def _scan(rows: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from pdopt.errors import InvalidFile, InvalidOption
-from pdopt.training.tables import columns_of, load_hub, open_source, read_table, table
+from pdopt.training.tables import columns_of, hold_out, load_hub, open_source, read_table, table
 
 ROWS = [{"prompt": "1+1=", "answer": "2"}, {"prompt": 'a \u00e9\n,"b"', "answer": "3"}]
 
@@ -117,3 +117,16 @@ def test_settings_belong_to_what_has_them(files):
 def test_columns_repeat_for_each_completion():
     rows = [{"prompt": "p", "answer": 1, "completion": "c"}, {"prompt": "q", "level": 2}]
     assert columns_of(rows, repeat=3) == {"answer": [1] * 3 + [None] * 3, "level": [None] * 3 + [2] * 3}
+
+
+def test_rows_held_out_are_apart_and_depend_on_the_seed():
+    whole = table([{"prompt": str(i)} for i in range(20)])
+    parts = [hold_out(whole, 6, seed=seed) for seed in (0, 0, 1)]
+    kept = [[made[i]["prompt"] for i in range(made.size)] for _, made in parts]
+    rest = [parts[0][0][i]["prompt"] for i in range(14)]
+    assert kept[0] == kept[1] != kept[2]
+    assert sorted(kept[0] + rest, key=int) == [str(i) for i in range(20)]
+    assert rest == sorted(rest, key=int)
+    for rows in (0, 20):
+        with pytest.raises(InvalidOption, match=f"{rows} rows are to be held out of 20; expected 1 to 19"):
+            hold_out(whole, rows)
