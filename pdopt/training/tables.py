@@ -15,7 +15,10 @@ from typing import Any
 
 from pdopt.errors import InvalidFile, InvalidOption
 from pdopt.training.draws import random_order
+from pdopt.training.reasoning_gym_tasks import reasoning_gym_task
 from pdopt.training.tasks import TASKS, Row, Source, task
+
+GYM = "reasoning_gym:"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +61,9 @@ def open_source(
 ) -> Source:
     """The rows that a recipe names.
 
-    In this order: a generated task (`arithmetic`; `settings` are its own, `split` its split), a file (`.jsonl`,
-    `.json`, `.parquet`, `.csv`), else a hub id.
+    In this order: a generated task (`arithmetic`; `settings` are its own, `split` its split), one of the package
+    reasoning-gym (`reasoning_gym:leg_counting`, with its settings), a file (`.jsonl`, `.json`, `.parquet`, `.csv`),
+    else a hub id.
 
     Args:
         source: name, path or id.
@@ -78,6 +82,10 @@ def open_source(
     name = str(source)
     if name in TASKS:
         return task(name, {**(settings or {}), **({"split": split} if split else {})})
+    if name.startswith(GYM):
+        if split or subset:
+            raise InvalidOption(f"split or subset is given for {name}; its rows are parted by their seed")
+        return reasoning_gym_task(name.removeprefix(GYM), **(settings or {}))
     if settings:
         raise InvalidOption(
             f"settings {dict(settings)} are given for {name!r}; only generated tasks {sorted(TASKS)} have any"
