@@ -26,6 +26,7 @@ SHOWN = (
     "gradient_norm",
 )
 TEXT = 200
+EVALUATION = "evaluation/"
 
 
 class LiveTable:
@@ -57,12 +58,14 @@ class LiveTable:
         self._stream, self._total, self._every, self._clock = stream, total, every, clock
         self._start = clock()
         self._log: IterationLog | None = None
+        self._shown: tuple[str, ...] = ()
         self._live: Any = None
         self._latest: dict[str, Any] = {}
 
     def scalars(self, step: int, values: Scalars) -> None:
         """Redraw the table, or write a line."""
         self._latest.update(values)
+        evaluated = evaluation_line(step, values)
         elapsed = self._clock() - self._start
         out = self._out()
         if out.isatty():
@@ -72,25 +75,22 @@ class LiveTable:
 
                 self._live = Live(console=Console(file=out), refresh_per_second=4, transient=False)
                 self._live.start()
+            if evaluated:
+                self._print(evaluated)
             self._live.update(run_view(step, self._latest, total=self._total, elapsed=elapsed))
             return
-        if self._log is None:
-            self._log = IterationLog(out, columns=_columns(values), every=self._every, clock=self._clock)
-            self._log.start(self._total)
-        self._log.update(_row(step, self._latest, elapsed))
+        if any(not name.startswith(EVALUATION) for name in values):
+            self._write_line(step, elapsed)
+        if evaluated:
+            self._print(evaluated)
 
     def text(self, step: int, table: Samples) -> None:
         """Write samples, shortened, above the table."""
-        lines = []
+        lines: list[str] = []
         for number, sample in enumerate(table, 1):
             lines.append(f"step {step}, sample {number}")
             lines += [f"  {name}: {_short(value)}" for name, value in sample.items()]
-        if self._live is not None:
-            from rich.text import Text
-
-            self._live.console.print(Text("\n".join(lines)))
-        elif lines:
-            print("\n".join(lines), file=self._out(), flush=True)
+        self._print("\n".join(lines))
 
     def close(self) -> None:
         """Leave the last table, or the last line, where it is."""
@@ -100,6 +100,24 @@ class LiveTable:
         if self._log is not None:
             self._log.finish()
             self._log = None
+
+    def _write_line(self, step: int, elapsed: float) -> None:
+        columns = _columns(self._latest)
+        if self._log is None or columns != self._shown:  # a supervised phase has other columns than the one after it
+            if self._log is not None:
+                self._log.finish()
+            self._shown = columns
+            self._log = IterationLog(self._out(), columns=columns, every=self._every, clock=self._clock)
+            self._log.start(self._total)
+        self._log.update(_row(step, self._latest, elapsed))
+
+    def _print(self, text: str) -> None:
+        if self._live is not None:
+            from rich.text import Text
+
+            self._live.console.print(Text(text))
+        elif text:
+            print(text, file=self._out(), flush=True)
 
     def _out(self) -> TextIO:
         return sys.stderr if self._stream is None else self._stream
@@ -122,7 +140,7 @@ def run_view(step: int, values: Scalars, *, total: int | None = None, elapsed: f
     numbers = Table(show_edge=False, pad_edge=False)
     shown = [name for name in SHOWN if name in values]
     for name in shown:
-        numbers.add_column(name.removeprefix("evaluation/"), justify="right")
+        numbers.add_column(name.replace("/", "\n"), justify="right")
     numbers.add_row(*(format_number(values[name], ".4g") for name in shown))
     parts: list[Any] = [Text(head)]
     if shown:
@@ -141,9 +159,29 @@ def run_view(step: int, values: Scalars, *, total: int | None = None, elapsed: f
     return Group(*parts)
 
 
+def evaluation_line(step: int, values: Scalars) -> str:
+    """What an evaluation found, as one line; "" where the scalars tell of none.
+
+    Example:
+        >>> evaluation_line(20, {"evaluation/reward": 0.5, "evaluation/reward/low": 0.4, "evaluation/reward/high": 0.6})
+        'evaluation at step 20: reward 0.5 [0.4, 0.6]'
+    """
+    found = []
+    for name, value in values.items():
+        inner = name.removeprefix(EVALUATION)
+        if inner == name or (inner.rpartition("/")[2] not in ("value", inner)):
+            continue  # the ends of an interval are told with it, limits and violations by the table
+        shown = inner.removeprefix(PREFIX).removesuffix("/value")
+        ends = [values.get(f"{name}/{end}") for end in ("low", "high")]
+        interval = f" [{', '.join(format_number(end, '.4g') for end in ends)}]" if None not in ends else ""
+        found.append(f"{shown} {format_number(value, '.4g')}{interval}")
+    return f"evaluation at step {step}: {', '.join(found)}" if found else ""
+
+
 def _columns(values: Scalars) -> tuple[str, ...]:
     """Columns of the log: the first scalars, then value and multiplier of each constraint."""
-    first = [name for name in ("reward", "kl_k3", "entropy", "length") if name in values]
+    wanted = ("reward", "kl_k3", "entropy", "length") if "reward" in values else ("loss", "entropy")
+    first = [name for name in wanted if name in values]
     names = constraint_names(values)
     # A constraint may be called like a scalar; it then takes the scalar's place.
     each = [column for name in names for column in (name, f"y {name}")]

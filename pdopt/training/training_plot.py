@@ -1,8 +1,8 @@
 """The picture of a constrained run: what is gained, what is held, and at what price, over the steps.
 
-Panels: reward (with the accuracy of evaluations), one for each constraint with its limit dashed, the multipliers, KL,
-entropy, length. Points are what was reported; where there are many, the line is their running mean. The data are
-the file of metrics itself.
+Panels: reward, one for each constraint with its limit dashed, both with what evaluations found and their intervals; the
+multipliers, KL, entropy, length. Points are what was reported; where there are many, the line is their running mean.
+The data are the file of metrics itself.
 """
 
 from collections.abc import Sequence
@@ -40,6 +40,8 @@ def read_metrics(path: str | Path) -> dict[str, np.ndarray]:
     series: dict[str, list[tuple[float, float]]] = {}
     for row in read_lines(path):
         for name, value in row.items():
+            # A step without a reward was a supervised one, whose loss is another quantity.
+            name = "supervised loss" if name == "loss" and "reward" not in row else name
             if name != "step" and isinstance(value, bool | int | float):
                 series.setdefault(name, []).append((float(row["step"]), float(value)))
     if not series:
@@ -83,25 +85,26 @@ Panel = tuple[str, list[tuple[str, str]]]
 def _panels(series: dict[str, np.ndarray]) -> list[Panel]:
     """Title and (series, label) of each panel that has data."""
     names = constraint_names(series)
-    accuracy = sorted(
-        n for n in series if n.startswith("evaluation/") and n.rpartition("/")[2] in ("reward", "accuracy")
-    )
+    told = sorted(n for n in series if n.startswith("evaluation/") and n.count("/") == 1)
+    told = [n for n in told if n.removeprefix("evaluation/") in ("reward", "accuracy") or "pass@" in n]
     wanted: list[Panel] = [
-        ("reward", [("reward", "training"), *((n, n.replace("/", " ")) for n in accuracy)]),
-        *(
-            (f"constraint: {name}", [(f"{PREFIX}{name}/value", "value"), (f"{PREFIX}{name}/limit", "limit")])
-            for name in names
-        ),
+        ("reward", [("reward", "training"), *((n, n.replace("/", " ")) for n in told)]),
+        *((f"constraint: {name}", _constraint(name)) for name in names),
         ("multipliers", [(f"{PREFIX}{name}/multiplier", name) for name in names]),
         ("KL to the reference (nats a token)", [("kl_k3", "k3")]),
         ("entropy (nats a token)", [("entropy", "entropy")]),
         ("completion length (tokens)", [("length", "mean")]),
-        ("supervised loss", [("supervised/loss", "loss")]),
+        ("supervised loss", [("supervised loss", "loss")]),
     ]
     found = [(title, [line for line in lines if line[0] in series]) for title, lines in wanted]
     kept = [(title, lines) for title, lines in found if lines]
     # A run without any of the known names is shown by what it has.
     return kept or [(name, [(name, name)]) for name in sorted(series)[: 2 * COLUMNS]]
+
+
+def _constraint(name: str) -> list[tuple[str, str]]:
+    start = f"{PREFIX}{name}"
+    return [(f"{start}/value", "training"), (f"evaluation/{start}/value", "evaluation"), (f"{start}/limit", "limit")]
 
 
 def _draw(axis: Any, title: str, lines: Sequence[tuple[str, str]], series: dict[str, np.ndarray]) -> None:
@@ -113,6 +116,9 @@ def _draw(axis: Any, title: str, lines: Sequence[tuple[str, str]], series: dict[
         colour = COLOURS[number % len(COLOURS)]
         if name.startswith("evaluation/"):
             axis.plot(steps, values, color=colour, marker="o", markersize=3.5, linewidth=1.2, label=label)
+            low, high = series.get(f"{name}/low"), series.get(f"{name}/high")
+            if low is not None and high is not None and len(low) == len(high) == len(steps):
+                axis.fill_between(steps, low[:, 1], high[:, 1], color=colour, alpha=0.15, linewidth=0)
         elif len(values) <= MANY or name.endswith("/multiplier"):  # a multiplier is known exactly
             axis.plot(steps, values, color=colour, linewidth=1.3, label=label, marker="." if len(values) == 1 else "")
         else:

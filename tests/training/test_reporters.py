@@ -195,12 +195,12 @@ def test_a_terminal_gets_a_live_table_and_samples_above_it():
     table = LiveTable(out, total=3)
     table.scalars(1, values(1))
     table.text(1, SAMPLES)
-    table.scalars(2, {"evaluation/accuracy": 0.5})
+    table.scalars(2, {"evaluation/reward": 0.5})
     table.close()
     text = out.getvalue()
+    assert "evaluation at step 2: reward 0.5" in text
     assert "sample 2" in text
     assert "completion: '5'" in text
-    assert "accuracy" in text
     assert text.index("sample 1") < text.rindex("multiplier")
 
 
@@ -216,6 +216,24 @@ def test_elsewhere_lines_are_written_at_most_every_so_often_and_the_last_one_alw
     assert lines[0].split() == ["iter", "reward", "entropy", "length", "y", "length", "time", "(s)"]
     assert [line.split()[0] for line in lines if line.strip()[:1].isdigit()] == ["1", "5", "7"]
     assert "(1002 characters)" in out.getvalue()
+
+
+def test_lines_change_their_columns_when_the_policy_phase_begins():
+    out = io.StringIO()
+    table = LiveTable(out, clock=lambda: 0.0)
+    table.scalars(1, {"loss": 3.0, "entropy": 2.0})
+    table.scalars(2, {"loss": 2.5, "entropy": 2.0})
+    evaluation = {
+        f"evaluation/constraint/length/{field}": 22.0 for field in ("value", "value/low", "value/high", "limit")
+    }
+    table.scalars(2, {"evaluation/pass@8": 0.25, **evaluation})
+    table.scalars(3, {**values(3), "loss": -0.1})
+    table.close()
+    lines = [line.split() for line in out.getvalue().splitlines()]
+    assert [line[:2] for line in lines] == [
+        ["iter", "loss"], ["1", "3"], ["evaluation", "at"], ["2", "2.5"], ["iter", "reward"], ["3", "0.3"],
+    ]  # fmt: skip
+    assert "evaluation at step 2: pass@8 0.25, length 22 [22, 22]" in out.getvalue()
 
 
 def test_trackers_that_are_not_installed_say_what_to_install(tmp_path, monkeypatch):

@@ -32,23 +32,32 @@ def write(path, steps, extra=lambda step: {}):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def evaluated(step):
+    """What every tenth step's evaluation adds to its report."""
+    found = {"evaluation/reward": 0.5, "evaluation/reward/low": 0.4, "evaluation/reward/high": 0.6}
+    return found | {"evaluation/constraint/short/value": 20.0} if step % 10 == 0 else {}
+
+
 def panel(figure, title):
     return next(axis for axis in figure.axes if axis.get_title() == title)
 
 
 def test_panels_and_lines(tmp_path, figures):
-    write(tmp_path / "m.jsonl", 20, lambda step: {"evaluation/accuracy": 0.5} if step % 10 == 0 else {})
+    write(tmp_path / "m.jsonl", 20, evaluated)
     plot_training(tmp_path / "m.jsonl", tmp_path / "run.png", title="a run")
     (figure,) = figures
     assert [axis.get_title() for axis in figure.axes if axis.axison] == [
         "reward", "constraint: short", "multipliers", "KL to the reference (nats a token)", "entropy (nats a token)",
         "completion length (tokens)",
     ]  # fmt: skip
-    training, accuracy = panel(figure, "reward").lines
+    training, evaluation = panel(figure, "reward").lines
+    (band,) = panel(figure, "reward").collections
+    assert np.ptp(band.get_paths()[0].vertices[:, 1]) == pytest.approx(0.2)
     np.testing.assert_allclose(training.get_ydata(), np.arange(1, 21) / 20)
-    assert accuracy.get_xdata().tolist() == [10, 20]
-    value, limit = panel(figure, "constraint: short").lines
+    assert evaluation.get_xdata().tolist() == [10, 20]
+    value, judged, limit = panel(figure, "constraint: short").lines
     assert (value.get_linestyle(), limit.get_linestyle()) == ("-", "--")
+    assert judged.get_ydata().tolist() == [20.0, 20.0]
     assert limit.get_ydata().tolist() == [24.0] * 20
     assert panel(figure, "KL to the reference (nats a token)").lines[0].get_xdata().tolist() == list(range(2, 21))
     assert panel(figure, "multipliers").get_ylim()[0] == 0.0
@@ -70,6 +79,14 @@ def test_metrics_without_known_names_are_drawn_all_the_same(tmp_path, figures):
     plot_training(tmp_path / "m.jsonl", tmp_path / "run.png")
     assert [axis.get_title() for axis in figures[0].axes if axis.axison] == ["strange"]
     assert read_metrics(tmp_path / "m.jsonl")["strange"].tolist() == [[1.0, 2.0]]
+
+
+def test_the_loss_of_supervised_steps_has_a_panel_of_its_own(tmp_path, figures):
+    rows = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"step": 3, "loss": -0.1, "reward": 0.5}]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plot_training(tmp_path / "m.jsonl", tmp_path / "run.png")
+    assert [axis.get_title() for axis in figures[0].axes if axis.axison] == ["reward", "supervised loss"]
+    assert panel(figures[0], "supervised loss").lines[0].get_ydata().tolist() == [3.0, 2.0]
 
 
 def test_the_picture_is_written(tmp_path):
