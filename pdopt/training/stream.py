@@ -1,0 +1,88 @@
+"""A text as it comes: the rollout of `generate`, in chunks that the host reads between compiled calls.
+
+The tokens are those of `pdopt.training.rollout.generate` with the same key: only where the loop pauses differs. The
+cache has one length, a power of two, so that one compiled decode serves every prompt and every chunk.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pdopt.errors import require_range
+from pdopt.models.decoder import Decoder
+from pdopt.models.decoding import Packed, pack, read
+from pdopt.training.rollout import Rollout, _decode, _drawn, _empty, _State, checked
+from pdopt.training.sampling import Sampling
+
+EVERY = 16
+
+
+def stream(
+    model: Decoder, prompts: Any, valid: Any, key: Any, sampling: Sampling, rows: Any = None, pad: int = 0,
+    every: int = EVERY,
+) -> Iterator[Rollout]:  # fmt: skip
+    """The rollout so far, after every chunk, until every row has ended; the last one is the whole.
+
+    Args:
+        model, prompts, valid, key, sampling, rows, pad: as `generate`'s.
+        every: tokens to a chunk, >= 1.
+
+    Example:
+        >>> from pdopt.models.config import DecoderConfig
+        >>> from pdopt.models.decoder import initialise
+        >>> config = DecoderConfig(vocabulary=32, width=8, depth=1, heads=2, kv_heads=1, head_dim=4, hidden=16)
+        >>> model = Decoder(initialise(config, jax.random.key(0)), config)
+        >>> prompts = jnp.array([[0, 5, 7]])
+        >>> parts = stream(model, prompts, prompts > 0, jax.random.key(1), Sampling(max_new=5), every=2)
+        >>> [int(part.steps) for part in parts]
+        [2, 4, 5]
+    """
+    require_range("every", every, 1)
+    prompts, valid, rows = checked(prompts, valid, rows, 1)
+    width, limit = prompts.shape[1], sampling.max_new
+    packed = _packed(model)
+    state = _first(packed, prompts, valid, power_of_two(width + limit), key, sampling, rows, pad)
+    lengths = jnp.sum(valid, axis=1)
+    for stage in [*range(every, limit, every), limit]:
+        state = _more(packed, state, lengths, width, stage, key, sampling, rows, pad)
+        found = Rollout(state.tokens, state.log_probs, state.sampler_log_probs, state.mask, state.finished, state.count)
+        # The next chunk writes over the buffers of this one.
+        yield jax.device_get(found)
+        if bool(jnp.all(state.done)):
+            return
+
+
+def power_of_two(size: int, least: int = 16) -> int:
+    """The least power of two that is at least `size` and `least`.
+
+    Example:
+        >>> power_of_two(3), power_of_two(17), power_of_two(64)
+        (16, 32, 64)
+    """
+    return max(least, 1 << (size - 1).bit_length())
+
+
+@jax.jit
+def _packed(model: Decoder) -> Packed:
+    return pack(model)
+
+
+@partial(jax.jit, static_argnames=("length", "pad"))
+def _first(
+    packed: Packed, prompts: Any, valid: Any, length: int, key: Any, sampling: Sampling, rows: Any, pad: int
+) -> _State:
+    """The prompts are read and the first token is drawn."""
+    hidden, cache = read(packed, prompts, valid, length)
+    return _drawn(_empty(cache, sampling.max_new, pad), packed.logits(hidden), key, sampling, rows, pad)
+
+
+@partial(jax.jit, static_argnames=("pad",), donate_argnames=("state",))
+def _more(
+    packed: Packed, state: _State, lengths: Any, width: Any, stage: Any, key: Any, sampling: Sampling, rows: Any,
+    pad: int,
+) -> _State:  # fmt: skip
+    """Steps until `stage` tokens are there."""
+    return _decode(packed, state, lengths, width, stage - 1, key, sampling, rows, pad)
