@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pdopt.errors import InvalidFile, InvalidOption
+from pdopt.models.tokenizers import load_tokenizer as local_tokenizer
 
 PAD, END, UNKNOWN = "<|pad|>", "<|end|>", "<|unknown|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
@@ -82,7 +83,7 @@ def byte_tokenizer(texts: Iterable[str], *, vocabulary: int = 512, alphabet: Lit
 
 
 def load_tokenizer(source: str | Path) -> Any:
-    """The tokenizer of a model folder or hub id; code that comes with one is never run.
+    """The tokenizer of a model folder, a GGUF file or a hub id; code that comes with one is never run.
 
     `tokenizer.save_pretrained(folder)` is its counterpart.
 
@@ -96,14 +97,14 @@ def load_tokenizer(source: str | Path) -> Any:
         ...     load_tokenizer(folder).eos_token
         '<|end|>'
     """
+    if Path(source).exists():
+        return local_tokenizer(source)
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(str(source), trust_remote_code=False, padding_side="left")
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise InvalidFile(
-            source, f"no tokenizer could be read (a folder with tokenizer.json is one): {error}"
-        ) from error
+        raise InvalidFile(source, f"no such folder or file, and the hub gave no tokenizer: {error}") from error
 
 
 def special_ids(tokenizer: Any, vocabulary: int | None = None) -> SpecialIds:

@@ -131,6 +131,21 @@ def test_special_ids_are_checked(tokenizer):
     assert special_ids(tokenizer, vocabulary=len(tokenizer)).eos == 1
 
 
-def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
-    with pytest.raises(InvalidFile, match="no tokenizer could be read"):
+def test_where_no_tokenizer_is_the_error_names_the_place(tmp_path, monkeypatch):
+    import transformers
+
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    with pytest.raises(InvalidFile, match=f"{tmp_path}: no tokenizer that transformers reads"):
         load_tokenizer(tmp_path)
+
+    class Offline:
+        @staticmethod
+        def from_pretrained(*arguments, **settings):
+            assert settings["trust_remote_code"] is False
+            raise OSError("cannot connect")
+
+    # Set without a look at the real one, whose import takes seconds.
+    monkeypatch.setitem(vars(transformers), "AutoTokenizer", Offline)
+    with pytest.raises(InvalidFile, match="some/model: no such folder or file, and the hub gave no tokenizer: cannot"):
+        load_tokenizer("some/model")
