@@ -27,9 +27,20 @@ _MIXED = re.compile(r"([-+]?)(\d+)\s+(\d+)\s*/\s*(\d+)", re.ASCII)
 _FRACTION = re.compile(
     r"([-+]?)(\d*)\s*\\frac\s*(?:\{\s*([-+]?\d+)\s*\}|(\d))\s*(?:\{\s*([-+]?\d+)\s*\}|(\d))", re.ASCII
 )
-_UNIT = re.compile(r"\s*(?:\\?(?:text|mathrm|mbox)\s*\{[^{}]*\}|[^\W\d_][^\d{}=+*<>]{0,40}|°[CF]?|\^\\circ|\\circ)\s*")
+_POWER = re.compile(r"([-+]?\d{1,9})\s*\^\s*(?:\{\s*(-?\d{1,2})\s*\}|(\d))", re.ASCII)
+_UNIT = re.compile(
+    r"\s*(?:\\?(?:text|mathrm|mbox)\s*\{[^{}]*\}(?:\^\{?[23]\}?)?|[^\W\d_][^\d{}=+*<>]{0,40}|°[CF]?|\^\\circ|\\circ)\s*"
+)
 _TEXT = re.compile(r"\\(?:text|mathrm|mathbf|mbox|textbf)\s*\{([^{}]*)\}")
 _SPACING = re.compile(r"\\(?:left|right|quad|displaystyle|limits)(?![a-zA-Z])|\\[!,;: ]|\s+|~")
+# Short forms of LaTeX, and an option's letter in brackets.
+_SHORT = (
+    (re.compile(r"\\sqrt(\w)"), r"\\sqrt{\1}"),
+    (re.compile(r"\\frac(\d)(\d)"), r"\\frac{\1}{\2}"),
+    (re.compile(r"^\(([a-z])\)$"), r"\1"),
+)
+_DELIMITERS = re.compile(r"\\[()\[\]]")
+_VARIABLE = re.compile(r"^\s*[a-zA-Z]\s*=(?!=)\s*")
 _CURRENCY = "$€£¥"
 
 
@@ -125,8 +136,11 @@ def plain_text(text: str) -> str:
         >>> plain_text(r"$\\left( \\dfrac{1}{2}, \\text{ Yes} \\right)$.")
         '(\\\\frac{1}{2},yes)'
     """
-    text = _TEXT.sub(r"\1", _plain_signs(text)).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
-    return _SPACING.sub("", text.replace("\\$", "").replace("$", "").replace("*", "")).rstrip(".").casefold()
+    text = _TEXT.sub(r"\1", _undecorated(text))
+    text = _SPACING.sub("", text.replace("$", "").replace("*", "")).rstrip(".").casefold()
+    for short, whole in _SHORT:
+        text = short.sub(whole, text)
+    return text
 
 
 def _values(text: str) -> set[Fraction]:
@@ -137,15 +151,25 @@ def _values(text: str) -> set[Fraction]:
     return {number, number * 100} if "%" in text else {number}
 
 
+def _undecorated(text: str) -> str:
+    """Without what stands around a formula and says nothing: delimiters, a variable that is set, styles."""
+    text = _VARIABLE.sub("", _DELIMITERS.sub("", text.replace("\\$", "")).strip("$ "))
+    return text.replace("{,}", ",").replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
+
+
 def _bare(text: str) -> str:
-    text = text.strip().strip("*").strip().rstrip(".").strip()
-    text = text.replace("\\$", "").replace("\\%", "%").replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
+    text = _undecorated(text.strip().strip("*").strip().rstrip(".").strip()).replace("\\%", "%")
     text = re.sub(r"\\[!,;: ]|\\left|\\right", "", text)
     return re.sub(rf"^([-+]?)\s*[{re.escape(_CURRENCY)}]\s*", r"\1", text.strip("$ ")).strip()
 
 
 def _rational(text: str) -> Fraction | None:
-    for pattern, build in ((_FRACTION, _from_latex), (_MIXED, _from_mixed), (_SIMPLE, _from_simple)):
+    for pattern, build in (
+        (_FRACTION, _from_latex),
+        (_MIXED, _from_mixed),
+        (_POWER, _from_power),
+        (_SIMPLE, _from_simple),
+    ):
         match = pattern.match(text)
         if match and (match.end() == len(text) or _UNIT.fullmatch(text, match.end())):
             return build(match)
@@ -156,6 +180,14 @@ def _from_simple(match: re.Match[str]) -> Fraction | None:
     top = Fraction(match[1].replace(",", ""))
     bottom = Fraction(match[2]) if match[2] else Fraction(1)
     return top / bottom if bottom else None
+
+
+def _from_power(match: re.Match[str]) -> Fraction | None:
+    base, exponent = Fraction(match[1]), int(match[2] or match[3])
+    if match[1].startswith("-"):
+        base = -base  # -2^2 is -(2^2)
+    value = base**exponent if base or exponent > 0 else None
+    return -value if value is not None and match[1].startswith("-") else value
 
 
 def _from_mixed(match: re.Match[str]) -> Fraction | None:

@@ -57,7 +57,7 @@ def math_answer(*, column: str = "answer", checker: Literal["own", "math-verify"
     Args:
         column: column of the answers; one that is a whole solution (`#### 7`, `\\boxed{7}`) is read like a completion.
         checker: "own" compares numbers exactly and other answers as text (`same_answer`); "math-verify" also compares
-            symbolic expressions, sets and intervals, by the package of that name.
+            symbolic expressions, sets and intervals where those differ, by the package of that name.
 
     Raises:
         InvalidOption: an unknown checker, or the package is not installed.
@@ -67,17 +67,16 @@ def math_answer(*, column: str = "answer", checker: Literal["own", "math-verify"
         >>> math_answer()(completions=texts, answer=["0.5", "0.5", "0.5"])
         [1.0, 1.0, 0.0]
     """
-    if checker == "math-verify":
-        return _each("math_answer", column, _math_verify())
-    if checker != "own":
+    if checker not in ("own", "math-verify"):
         raise unknown_name("checker", checker, ("own", "math-verify"))
+    verified = _math_verify() if checker == "math-verify" else lambda text, truth: False
 
     def score(text: str, answer: Any) -> float:
         truth = str(answer)
         if "####" in truth or "\\boxed" in truth:
             truth = extract_answer(truth) or truth
         given = extract_answer(text)
-        return float(given is not None and same_answer(given, truth))
+        return float((given is not None and same_answer(given, truth)) or verified(text, truth))
 
     return _each("math_answer", column, score)
 
@@ -313,15 +312,15 @@ def _expression(text: str) -> str:
     return lines[-1].partition("=")[0] if lines else ""
 
 
-def _math_verify() -> Callable[[str, Any], float]:
+def _math_verify() -> Callable[[str, str], bool]:
     try:
         from math_verify import parse, verify  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise InvalidOption('checker="math-verify" needs the package: pip install math-verify') from error
 
-    def score(text: str, answer: Any) -> float:
+    def verified(text: str, truth: str) -> bool:
         # Its own time limits are signals, which only the main thread may use: `score_table` has the limit here.
-        truth = parse(str(answer), parsing_timeout=None)
-        return float(verify(truth, parse(text, parsing_timeout=None), timeout_seconds=None))
+        gold = parse(truth if "$" in truth else f"\\boxed{{{truth}}}", parsing_timeout=None)
+        return bool(verify(gold, parse(text, parsing_timeout=None), timeout_seconds=None))
 
-    return score
+    return verified

@@ -359,9 +359,14 @@ def _part(rows: Rows, low: int, high: int) -> Rows:
 
 def _shown(rows: Rows, row: int) -> str:
     def short(value: Any) -> str:
-        text = repr(value if isinstance(value, str) else text_of(value))
+        text = repr(_words(value))
         return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text)} characters)"
 
-    prompt = rows["prompts"][row]
-    prompt = prompt if isinstance(prompt, str) else "\n".join(_content(m.get("content")) for m in prompt)
-    return f"\n  prompt: {short(prompt)}\n  completion: {short(rows['completions'][row])}"
+    return f"\n  prompt: {short(rows['prompts'][row])}\n  completion: {short(rows['completions'][row])}"
+
+
+def _words(value: Any) -> Any:
+    """The text of a prompt or completion; an error is being told, so whatever else came is shown as it is."""
+    if isinstance(value, list | tuple) and all(isinstance(message, Mapping) for message in value):
+        return "\n".join(_content(message.get("content")) for message in value)
+    return value

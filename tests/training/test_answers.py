@@ -46,7 +46,9 @@ def test_where_the_answer_is(text, answer):
         (r"\frac{1}{0}", None), ("25%", Fraction(1, 4)), (r"25\%", Fraction(1, 4)), ("$5.00", 5), ("-$5", -5),
         (r"\$5", 5), ("12 km", 12), (r"12\text{ cm}", 12), ("5 dollars", 5), ("90^\\circ", 90), ("1.5e3", 1500),
         ("1e9999999", None), ("**8**", 8), ("x", None), ("2x+1", None), ("2\\sqrt{3}", None), ("12 or 13", None),
-        ("9" * 2000, None), ("inf", None), ("nan", None), ("", None),
+        ("10^3", 1000), ("2^{-2}", Fraction(1, 4)), ("-2^2", -4), ("0^{-1}", None), ("2^999", None), ("x = 5", 5),
+        (r"\(4\)", 4), (r"12\text{ cm}^2", 12), ("11{,}111", 11111), ("9" * 2000, None),
+        ("inf", None), ("nan", None), ("", None),
     ],
 )  # fmt: skip
 def test_what_is_a_number(text, value):
@@ -75,6 +77,9 @@ def test_percentages_are_either_convention_and_nothing_else():
 def test_texts_are_compared_without_decoration():
     assert same_answer(r"\left(3, \frac{\pi}{2}\right)", r"(3,\dfrac{\pi}{2})")
     assert same_answer(r"\text{Evelyn}", "evelyn")
+    assert same_answer(r"\text{(A)}", "A")
+    assert same_answer(r"3\sqrt{2}", r"3\sqrt2")
+    assert same_answer(r"\[y = \frac1x\]", r"\frac1x")
     assert not same_answer("(1, 2)", "(2, 1)")
     assert not same_answer("12 or 13", "12")
 

@@ -116,6 +116,19 @@ def test_an_exception_names_function_row_text_and_trace(row):
     assert isinstance(caught.value.__cause__, ValueError)
 
 
+@pytest.mark.parametrize(("row", "words"), [(0, "'hello'"), (1, "None"), (2, "7")])
+def test_prompts_of_any_kind_are_shown(row, words):
+    chats = [[{"role": "user", "content": [{"type": "text", "text": "hello"}]}], None, 7]
+
+    def fussy(prompts):
+        if chats[row] in prompts:
+            raise ValueError("I do not like it")
+        return [0.0] * len(prompts)
+
+    with pytest.raises(ScoreError, match=f"at row {row}\n  prompt: {words}\n  completion: 'x'"):
+        score_table([fussy], chats, ["x"] * 3, [[1]] * 3)
+
+
 def test_an_exception_of_the_batch_alone_says_so():
     def small(completions, **_):
         if len(completions) == 5:
