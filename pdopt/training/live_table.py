@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from pdopt.errors import require_range
 from pdopt.runtime.progress import IterationLog, format_number
-from pdopt.training.reporters import PREFIX, Samples, Scalars, constraint_line, constraint_names
+from pdopt.training.scalars import PREFIX, Samples, Scalars, constraint_line, constraint_names
 
 # What is shown first of the other scalars, if it is there.
 SHOWN = (

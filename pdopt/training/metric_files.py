@@ -15,7 +15,7 @@ from typing import Any
 
 from pdopt.errors import CheckpointError, InvalidFile
 from pdopt.runtime.files import write_atomic
-from pdopt.training.reporters import Samples, Scalars
+from pdopt.training.scalars import Samples, Scalars
 
 METRICS, SAMPLES, PAGES = "metrics.jsonl", "samples.jsonl", "samples"
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from pdopt.errors import InvalidOption
 from pdopt.training.metric_files import samples_page
-from pdopt.training.reporters import Samples, Scalars
+from pdopt.training.scalars import Samples, Scalars
 
 RUN_FILE = "wandb-run.json"
 

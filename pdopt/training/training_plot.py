@@ -13,7 +13,7 @@ import numpy as np
 
 from pdopt.errors import InvalidFile
 from pdopt.training.metric_files import read_lines
-from pdopt.training.reporters import PREFIX, constraint_names
+from pdopt.training.scalars import PREFIX, constraint_names
 
 # Okabe and Ito's colours, told apart with any colour vision; vermillion is kept for limits.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#000000")

@@ -17,7 +17,8 @@ import pytest
 from pdopt.errors import CheckpointError, InvalidFile, InvalidOption
 from pdopt.training.live_table import LiveTable, run_view
 from pdopt.training.metric_files import MetricFiles, read_lines, samples_page
-from pdopt.training.reporters import constraint_names, open_reporters, plain, several
+from pdopt.training.reporters import open_reporters, several
+from pdopt.training.scalars import constraint_names, plain
 from pdopt.training.trackers import TensorBoard, WeightsAndBiases
 
 
