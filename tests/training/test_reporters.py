@@ -9,11 +9,13 @@ import subprocess
 import sys
 import textwrap
 import types
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import pdopt
 from pdopt.errors import CheckpointError, InvalidFile, InvalidOption
 from pdopt.training.live_table import LiveTable, run_view
 from pdopt.training.metric_files import MetricFiles, read_lines, samples_page
@@ -124,7 +126,7 @@ def test_a_killed_run_leaves_whole_lines(tmp_path):
     child = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code)],
         stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        env={**os.environ, "PYTHONPATH": str(Path(pdopt.__file__).parents[1])},
     )
     with child:
         assert child.stdout.readline() == b"go\n"
