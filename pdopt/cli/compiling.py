@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 _COMPILING = "/jax/core/compile/"
 
@@ -22,9 +21,9 @@ def compile_clock() -> Iterator[Callable[[], float]]:
 
     spans: list[tuple[float, float]] = []
 
-    def seen(event: str, start: float, end: float, **more: Any) -> None:
+    def seen(event: str, start_time: float, end_time: float, **more: str | int) -> None:
         if event.startswith(_COMPILING):
-            spans.append((start, end))
+            spans.append((start_time, end_time))
 
     jax.monitoring.register_event_time_span_listener(seen)
     try:

@@ -81,7 +81,8 @@ class GenerateOutcome(Outcome):
     @property
     def tokens_per_second(self) -> float | None:
         """New tokens a second of generating, reading the prompts included."""
-        return self.tokens / self.seconds["generate"] if self.seconds.get("generate") else None
+        seconds = self.seconds["generate"]
+        return self.tokens / seconds if seconds else None
 
     def record(self) -> dict[str, Any]:
         """Every field of the JSON object, in its order."""

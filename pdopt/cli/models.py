@@ -199,10 +199,10 @@ def parts(config: Any) -> dict[str, int]:
         {'embedding': 256, 'attention': 192, 'mlp': 384, 'norms': 24, 'head': 0}
     """
     inner = "mlp" if config.experts is None else "experts"
-    found = dict.fromkeys(("embedding", "attention", inner, "norms", "head"), 0)
+    found: dict[str, int] = dict.fromkeys(("embedding", "attention", inner, "norms", "head"), 0)
     for path, shape in config.shapes.items():
         name = path.removeprefix("layers/").split("/")[0]
-        part = "norms" if path.endswith("norm") else {"embed": "embedding"}.get(name, name)
+        part = "norms" if path.endswith("norm") else "embedding" if name == "embed" else name
         found[part] += math.prod(shape)
     return found
 

@@ -99,8 +99,8 @@ def read_gguf(path: str | Path) -> GGUFFile:
         if file.read(4) != b"GGUF":
             raise InvalidFile(path, "not a GGUF file: it does not begin with GGUF")
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    cursor = _Cursor(data, 4)
     try:
-        cursor = _Cursor(data, 4)
         version = cursor.scalar("I")
         if version not in VERSIONS:
             raise InvalidFile(path, f"has GGUF version {version}; read are {', '.join(map(str, VERSIONS))}")
