@@ -316,7 +316,7 @@ def start_problem(name):
     return read_mps(path)
 
 
-@pytest.mark.parametrize("name", ["generated", "adlittle"])
+@pytest.mark.parametrize("name", [pytest.param("generated", marks=pytest.mark.slow), "adlittle"])
 def test_a_warm_start_saves_nine_tenths(name):
     lp = start_problem(name)
     cold = pdopt.solve(lp)

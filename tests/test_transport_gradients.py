@@ -82,6 +82,7 @@ def test_batched_gradients_equal_the_loop_and_forward_equals_backward():
     np.testing.assert_allclose(forward, batch[0], atol=1e-12)
 
 
+@pytest.mark.slow
 def test_unbalanced_weights_have_a_slope():
     at = jax.jit(lambda rho: solved(X, unbalanced=(rho, 2 * rho)).objective)
     rho, t = jnp.asarray(0.8), 1e-4

@@ -168,7 +168,7 @@ def test_odd_problems(C, epsilon):
     assert np.isfinite(np.asarray(solution.y.f)).all()
 
 
-@pytest.mark.parametrize("kind", ["dense", "points", "low rank"])
+@pytest.mark.parametrize("kind", ["dense", pytest.param("points", marks=pytest.mark.slow), "low rank"])
 def test_padding_changes_nothing_but_the_size(kind):
     x, y = clouds(11, 9)
     cost = {"dense": distances(x, y), "points": pdopt.SqEuclidean(x, y), "low rank": pdopt.LowRank(x, y)}[kind]
@@ -271,6 +271,7 @@ def test_annealing_is_for_cold_starts_with_small_epsilon():
     assert stages(easy, view.start()) == pytest.approx(0.1)
 
 
+@pytest.mark.slow
 def test_a_block_that_over_relaxation_spoils_is_thrown_away():
     """omega = 1.9 far from the solution doubles the error or worse: the guard goes back to where the block began."""
     method = pdopt.Sinkhorn(anneal=False)

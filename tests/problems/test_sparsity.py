@@ -155,7 +155,7 @@ def test_columns_are_filled_exactly():
         np.testing.assert_allclose(T.sum(0), b, atol=1e-13)
 
 
-@pytest.mark.parametrize("k", [1, 3, 12])
+@pytest.mark.parametrize("k", [1, pytest.param(3, marks=pytest.mark.slow), 12])
 def test_the_gradient_of_the_semi_dual_is_what_the_rows_lack(k):
     with jax.enable_x64(True):
         problem = pdopt.Transport(clouds(12, 9), regulariser=KSparse(0.7, k), dtype=jnp.float64)
@@ -173,6 +173,7 @@ def test_the_gradient_of_the_semi_dual_is_what_the_rows_lack(k):
         np.testing.assert_allclose(slopes, gradient, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_the_dual_is_below_the_semi_dual_and_falls_with_k():
     """More entries allowed: a lower value; g at its best: the semi-dual."""
     with jax.enable_x64(True):

@@ -222,6 +222,15 @@ CLASSES = [
     pair for pair in SOLVED if pair[0] in ("PDHG", "DualAscent", "AugmentedLagrangian", "MirrorDescent", "Sinkhorn")
 ]
 LIMIT = 200_000
+# In float32 the variants of a class are slow tests: they share with it all but a few lines that float64 goes through.
+RUNS = [
+    pytest.param(
+        *pair, dtype, id="-".join((*pair, dtype.__name__)),
+        marks=[pytest.mark.slow] if dtype is np.float32 and " " in pair[0] else [],
+    )
+    for pair in SOLVED
+    for dtype in (np.float64, np.float32)
+]  # fmt: skip
 
 
 def build(problem: str, seed: int, dtype: Any) -> Any:
@@ -256,8 +265,7 @@ def near(solution: Any, problem: Any, data: dict[str, Any], reference: Reference
         assert curvature * distance**2 / 2 <= above + below + 1e-12 * size
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize(("method", "problem"), SOLVED)
+@pytest.mark.parametrize(("method", "problem", "dtype"), RUNS)
 def test_solves(method: str, problem: str, dtype: Any) -> None:
     entry, case = METHODS[method], PROBLEMS[problem]
     data = case.data(1)
