@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from benchmarks.faithful_policy import FORMS, HINT, NO_HINT, PROXY_HINT, Setting, Size, judge, teach, traced, train
+from pdopt.training.scenes import to_text
 
 SEPARATE, JOINT, LAGRANGIAN = range(len(FORMS))
 PLAIN, RECOMMENDED = "plain GRPO", "step 1, theta 5, separate"
@@ -82,10 +83,17 @@ def taught(seed: int, size: Size, hint: float = HINT) -> Taught:
     start = time.process_time()
     params, losses = jax.block_until_ready(teach(_key(seed, 0), hint, size))
     seconds = time.process_time() - start
-    figures = {name: float(value) for name, value in judge(params, _key(seed, 1), hint, size)._asdict().items()}
-    figures |= {"no_hint": float(judge(params, _key(seed, 4), NO_HINT, size).accuracy)}
-    figures |= {"loss": float(np.mean(losses[-20:])), "cpu": seconds}
+    figures = final(params, seed, hint, size) | {"loss": float(np.mean(losses[-20:])), "cpu": seconds}
     return Taught(seed, params, {"kind": "reference", "seed": seed, "hint": hint, **figures})
+
+
+def final(params: Any, seed: int, hint: float, size: Size) -> dict[str, Any]:
+    """Figures of a policy on fresh prompts, its accuracy where the hint tells nothing, and some of its texts."""
+    found = judge(params, _key(seed, 1), hint, size)
+    texts = [[to_text(p), to_text(t)] for p, t in zip(np.asarray(found.prompts), np.asarray(found.texts))]
+    figures = {name: float(value) for name, value in found.scores._asdict().items()}
+    unhinted = judge(params, _key(seed, 3), NO_HINT, size)
+    return {**figures, "no_hint": float(unhinted.scores.accuracy), "texts": texts}
 
 
 def trained(
@@ -97,11 +105,9 @@ def trained(
     seconds = time.process_time() - start
     curves = {name: np.asarray(value) for name, value in history.scores._asdict().items()}
     curves |= {"y": np.asarray(history.y), "entropy": np.asarray(history.entropy), "idle": np.asarray(history.idle)}
-    final = {name: float(value) for name, value in judge(params, _key(seed, 3), setting.hint, size)._asdict().items()}
     late = curves["consistency"][-last:]
     return {
-        "kind": kind, "method": name, "seed": seed, **final,
-        "no_hint": float(judge(params, _key(seed, 4), NO_HINT, size).accuracy),
+        "kind": kind, "method": name, "seed": seed, **final(params, seed, setting.hint, size),
         "consistency_late": float(late.mean()), "consistency_late_std": float(late.std()),
         "grounding_late": float(curves["grounding"][-last:].mean()),
         "short": float(np.maximum(0.95 - curves["consistency"], 0).sum()),

@@ -23,7 +23,6 @@ def method_plot(histories: Histories, path: Path, shown: tuple[str, ...] = SHOWN
     figure = Figure(figsize=(11, 7.5), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(2, 2, sharex=True).ravel()
-    data: dict[str, Any] = {}
     names = ("accuracy", "consistency", "grounding", "multiplier of consistency")
     for panel, name in zip(panels, names):
         panel.set_title(name)
@@ -35,7 +34,6 @@ def method_plot(histories: Histories, path: Path, shown: tuple[str, ...] = SHOWN
             panel.fill_between(steps, curves.min(0), curves.max(0), color=colour, alpha=0.15, linewidth=0)
             panel.plot(steps, curves.mean(0), color=colour, linestyle=STYLES[place % len(STYLES)], linewidth=1.8,
                        label=method)  # fmt: skip
-            data.setdefault(method, {})[name] = curves.round(4).tolist()
     for panel in panels[:3]:
         panel.set_ylim(-0.03, 1.03)
     for panel in panels[1:3]:
@@ -47,7 +45,13 @@ def method_plot(histories: Histories, path: Path, shown: tuple[str, ...] = SHOWN
     extra = panels[1].get_legend_handles_labels()
     figure.legend([*handles, extra[0][-1]], [*labels, extra[1][-1]], loc="outside lower center", ncols=4, fontsize=8)
     figure.suptitle(f"Scene task, running means of {WINDOW} batches; shaded: range over the seeds")
-    return save_picture(figure, path, data)
+    return save_picture(figure, path, {method: kept(histories["method", method]) for method in shown})
+
+
+def kept(runs: list[dict[str, np.ndarray]]) -> dict[str, Any]:
+    """The curves of one method behind the picture, batch by batch: name -> one list a seed."""
+    names = ("accuracy", "consistency", "grounding", "hinted", "y", "idle")
+    return {name: [run[name].astype(np.float64).round(5).tolist() for run in runs] for name in names}
 
 
 def proxy_plot(histories: Histories, path: Path) -> Path:

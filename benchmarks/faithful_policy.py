@@ -39,6 +39,7 @@ FORMS = ("separate", "joint", "lagrangian")
 # The hint is right this often in the main experiment, in the proxy variant, and where it tells nothing.
 HINT, PROXY_HINT, NO_HINT = 0.9, 0.8, 0.25
 NOISE, LEAK = 0.5, 0.15
+READABLE = 24  # prompts and completions kept as text from each final figure
 # What is read of the prompt before its last token, which is the input that the first completion token comes from.
 READ = scenes.PROMPT - 1
 COLUMNS = READ + scenes.COMPLETION
@@ -211,13 +212,21 @@ def train(params: Any, key: Any, setting: Setting, size: Size) -> tuple[Any, His
     return params, history
 
 
+class Verdict(NamedTuple):
+    """Mean scores on fresh prompts, one completion each at temperature 1, and the first of them to read."""
+
+    scores: scenes.Scores
+    prompts: Any
+    texts: Any
+
+
 @partial(jax.jit, static_argnames="size")
-def judge(params: Any, key: Any, hint: Any, size: Size) -> scenes.Scores:
-    """Mean scores on fresh prompts, one completion each at temperature 1."""
+def judge(params: Any, key: Any, hint: Any, size: Size) -> Verdict:
+    """The policy on `size.judged` prompts; the same key asks every policy the same."""
     for_prompts, for_texts = jax.random.split(key)
     prompts = scenes.draw_prompts(for_prompts, size.judged, hint)
-    texts = sample(Decoder(params, size.model, EXECUTION), prompts, for_texts)
-    return jax.tree.map(jnp.mean, scenes.score(prompts, texts[:, 0]))
+    texts = sample(Decoder(params, size.model, EXECUTION), prompts, for_texts)[:, 0]
+    return Verdict(jax.tree.map(jnp.mean, scenes.score(prompts, texts)), prompts[:READABLE], texts[:READABLE])
 
 
 def traced(setting: Setting) -> Setting:
