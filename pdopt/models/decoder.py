@@ -15,8 +15,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from pdopt.errors import InvalidOption, require_shape
-from pdopt.models.attention import attend, causal_mask, default_kernel, rotate, rotations
+from pdopt.models.attention import causal_mask, default_kernel
+from pdopt.models.block import look, normed, packed, project, residual_and_tally, turns
 from pdopt.models.config import DecoderConfig
+from pdopt.models.lora import Adapters, beside, merged
+from pdopt.models.sharding import RESIDUAL, constrain, lookup, split_heads, whole_layer
 from pdopt.types import record
 
 REMATS = ("none", "full", "dots")
@@ -30,26 +33,17 @@ class Execution(NamedTuple):
         kernel: attention kernel; None chooses by backend.
         unroll: run the layers in a Python loop instead of a scan.
         remat: what the backward pass recomputes: "none", "full" (all but block inputs), "dots" (all but products).
+        mesh: where activations are split (`sharding.make_mesh`); None leaves them to the compiler.
     """
 
     compute: Any = None
     kernel: str | None = None
     unroll: bool = False
     remat: str = "none"
+    mesh: Any = None
 
 
 DEFAULT = Execution()
-
-
-class Cache(NamedTuple):
-    """Keys and values already computed: one `(b, length, kv_heads, head_dim)` array for each layer, and what is valid.
-
-    One array a layer, not one for all: a token's write is then in place, without copying the other layers.
-    """
-
-    keys: tuple[Any, ...]
-    values: tuple[Any, ...]
-    valid: Any
 
 
 @record(static=("config", "execution"))
@@ -60,6 +54,8 @@ class Decoder:
         params: nested dictionary of arrays, as `config.shapes` has them.
         config: `DecoderConfig`.
         execution: how it runs.
+        adapters: low-rank changes of the layers' weights (`lora.init`); None: none, the weights alone.
+        balance: prices of the experts of every layer (`routed.start`); None: zero.
 
     Example:
         >>> config = DecoderConfig(vocabulary=32, width=8, depth=1, heads=2, kv_heads=1, head_dim=4, hidden=16)
@@ -71,6 +67,8 @@ class Decoder:
     params: Any
     config: DecoderConfig
     execution: Execution = DEFAULT
+    adapters: Adapters | None = None
+    balance: Any = None
 
     def __call__(self, tokens: Any, positions: Any = None, valid: Any = None) -> Any:
         """Logits of every position; `valid (b, t)` marks real tokens, `positions` defaults to counting them."""
@@ -78,15 +76,46 @@ class Decoder:
 
     def hidden(self, tokens: Any, positions: Any = None, valid: Any = None) -> Any:
         """The last hidden states `(b, t, width)`, normalised."""
+        return self._run(tokens, positions, valid)[0]
+
+    def hidden_and_tallies(self, tokens: Any, positions: Any = None, valid: Any = None) -> tuple[Any, Any]:
+        """`hidden`, and where the valid tokens went in each layer: a `Tally` stacked over layers, for `rebalance`.
+
+        Raises:
+            InvalidOption: a model without experts.
+        """
+        if self.config.experts is None:
+            raise InvalidOption("the model has no experts; expected a mixture, config.experts")
+        return self._run(tokens, positions, valid)
+
+    def _run(self, tokens: Any, positions: Any, valid: Any) -> tuple[Any, Any]:
         positions, valid = _placed(tokens, positions, valid)
-        mask = causal_mask(positions, valid)
-        return run_layers(self.config, self.execution, self.params, tokens, positions, mask)
+        params = {**self.params, "layers": self.stack()}
+        return run_layers(self.config, self.execution, params, tokens, positions, valid)
+
+    def stack(self, whole: bool = False) -> Any:
+        """The layers' parameters, stacked, with what a layer reads beside its own: adapters, router biases, its kind.
+
+        Args:
+            whole: adapters are added to the weights instead of standing beside them.
+        """
+        layers = (merged if whole else beside)(self.params["layers"], self.adapters)
+        if self.balance is not None:
+            layers = {**layers, "router_bias": -lax.stop_gradient(self.balance.y)}
+        if self.config.mixed:
+            layers = {**layers, "local": jnp.asarray(self.config.local)}
+        return layers
 
     def logits(self, hidden: Any) -> Any:
         """`hidden @ head` in float32."""
-        return jnp.matmul(
-            hidden, head(self.config, self.params).astype(hidden.dtype), preferred_element_type=jnp.float32
-        )
+        return logits(self.config, self.execution, head(self.config, self.params), hidden)
+
+
+def logits(config: DecoderConfig, execution: Execution, matrix: Any, hidden: Any) -> Any:
+    """`hidden @ matrix` in float32, capped where the configuration says so."""
+    made = jnp.matmul(hidden, matrix.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    made = constrain(made, execution.mesh, "batch", *(None,) * (hidden.ndim - 2), "vocab")
+    return made if config.logit_cap is None else config.logit_cap * jnp.tanh(made / config.logit_cap)
 
 
 def head(config: DecoderConfig, params: Any) -> Any:
@@ -106,7 +135,7 @@ def initialise(config: DecoderConfig, key: Any, dtype: Any = jnp.float32) -> Any
     for number, (path, shape) in enumerate(config.shapes.items()):
         name = path.rsplit("/", 1)[-1]
         if name.endswith("norm"):
-            value = jnp.ones(shape, dtype)
+            value = jnp.zeros(shape, dtype) if config.norm_offset else jnp.ones(shape, dtype)
         elif name.endswith("bias"):
             value = jnp.zeros(shape, dtype)
         else:
@@ -133,74 +162,53 @@ def _placed(tokens: Any, positions: Any, valid: Any) -> tuple[Any, Any]:
     return positions, valid
 
 
-def run_layers(config: DecoderConfig, execution: Execution, params: Any, tokens: Any, positions: Any, mask: Any) -> Any:
-    """Normalised hidden states of a block of tokens that see each other through `mask (b, t, t)`."""
-    h, turned, kernel = _enter(config, execution, params, tokens, positions)
+def run_layers(
+    config: DecoderConfig, execution: Execution, params: Any, tokens: Any, positions: Any, valid: Any
+) -> tuple[Any, Any]:
+    """Normalised hidden states of a block of tokens, each of which sees the valid ones before it; the experts' tallies.
 
-    def block(h: Any, layer: Any) -> tuple[Any, None]:
-        q, k, v = _project(config, layer, h, turned)
-        return _leave(config, layer, h, attend(q, k, v, mask, kernel)), None
+    The tallies are stacked over layers, None without experts.
+    """
+    h, turned, kernel = enter(config, execution, params["embed"], tokens, positions)
+    mesh, mask = execution.mesh, causal_mask(positions, valid)
+
+    def block(h: Any, layer: Any) -> tuple[Any, Any]:
+        h = constrain(h, mesh, *RESIDUAL)
+        q, k, v = split_heads(mesh, *project(config, layer, h, turned))
+        seen = look(config, layer, q, k, v, mask, kernel)
+        return residual_and_tally(config, layer, h, seen, valid)
 
     block = _checkpointed(block, execution.remat)
     if execution.unroll:
+        tallies = []
         for number in range(config.depth):
-            h, _ = block(h, slice_layer(params["layers"], number))
+            h, tally = block(h, slice_layer(params["layers"], number))
+            tallies.append(tally)
+        tallies = jax.tree.map(lambda *one: jnp.stack(one), *tallies)
     else:
-        h, _ = lax.scan(block, h, params["layers"])
-    return norm(h, params["norm"], config.norm_epsilon)
+        h, tallies = lax.scan(block, h, params["layers"])
+    return normed(config, h, params["norm"]), tallies
 
 
-def extend(
-    model: Decoder, layers: tuple[Any, ...], tokens: Any, positions: Any, mask: Any, cache: Cache, at: Any
-) -> tuple[Any, Cache]:
-    """Hidden states of new tokens that see the cache, and the cache with theirs written at column `at`.
-
-    Args:
-        model: the decoder.
-        layers: its `packed_layers`, made once by the caller so that decoding does not slice at every token.
-        tokens, positions: `(b, t)` new tokens.
-        mask: `(b, t, length)` what each may see of the cache, themselves included.
-        cache: what was seen before.
-        at: the column of the first new token, the same in every row.
-    """
-    config = model.config
-    h, turned, kernel = _enter(config, model.execution, model.params, tokens, positions)
-    keys, values = [], []
-    write = lambda old, new: lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), at, 1)
-    for number, layer in enumerate(layers):
-        q, k, v = _project(config, layer, h, turned)
-        keys.append(write(cache.keys[number], k))
-        values.append(write(cache.values[number], v))
-        seen = attend(q, keys[-1].astype(q.dtype), values[-1].astype(q.dtype), mask, kernel)
-        h = _leave(config, layer, h, seen)
-    return norm(h, model.params["norm"], config.norm_epsilon), Cache(tuple(keys), tuple(values), cache.valid)
-
-
-def packed_layers(config: DecoderConfig, params: Any) -> tuple[Any, ...]:
+def packed_layers(model: Decoder) -> tuple[Any, ...]:
     """The layers apart, with q, k, v side by side in `qkv` and gate, up in `gate_up`: fewer, wider products.
 
-    The same numbers; worth it where many small steps read the same weights.
+    The same numbers; worth it where many small steps read the same weights. On a mesh they come to lie whole along
+    `fsdp`, or every token would gather them again. Adapters are added to weights that are kept
+    and used in float32; in half precision the sum would round most of an adapter away, so there they stay apart.
     """
-    layers = []
-    for number in range(config.depth):
-        layer = slice_layer(params["layers"], number)
-        part, mlp = layer["attention"], layer["mlp"]
-        flat = [part[name].reshape(config.width, -1) for name in ("q", "k", "v")]
-        attention = {**part, "qkv": jnp.concatenate(flat, axis=1)}
-        gated = {**mlp, "gate_up": jnp.concatenate([mlp["gate"], mlp["up"]], axis=1)}
-        for name in ("q", "k", "v"):
-            del attention[name]
-        for name in ("gate", "up"):
-            del gated[name]
-        layers.append({**layer, "attention": attention, "mlp": gated})
-    return tuple(layers)
+    layers = model.stack(min(jnp.dtype(d).itemsize for d in (model.params["embed"].dtype, compute_dtype(model))) >= 4)
+    mesh = model.execution.mesh
+    apart = [whole_layer(slice_layer(layers, number), mesh, model.config) for number in range(model.config.depth)]
+    # Side by side, parts of `tensor` would no longer be heads or hidden units of one kind: they stay apart.
+    split = mesh is not None and mesh.shape.get("tensor", 1) > 1
+    return tuple(apart if split else [packed(model.config, layer) for layer in apart])
 
 
-def empty_cache(config: DecoderConfig, batch: int, length: int, dtype: Any) -> Cache:
-    """A cache without a token."""
-    shape = (batch, length, config.kv_heads, config.head_dim)
-    arrays = lambda: tuple(jnp.zeros(shape, dtype) for _ in range(config.depth))
-    return Cache(arrays(), arrays(), jnp.zeros((batch, length), bool))
+def compute_dtype(model: Decoder) -> Any:
+    """The dtype of products and activations."""
+    compute = model.execution.compute
+    return jnp.dtype(model.params["embed"].dtype if compute is None else compute)
 
 
 def slice_layer(layers: Any, number: int) -> Any:
@@ -208,59 +216,13 @@ def slice_layer(layers: Any, number: int) -> Any:
     return jax.tree.map(lambda leaf: leaf[number], layers)
 
 
-def norm(x: Any, weight: Any, epsilon: float) -> Any:
-    """RMSNorm (Zhang, Sennrich 2019) over the last axis, in float32, in the dtype of x.
-
-    Example:
-        >>> print(norm(jnp.array([3.0, 3.0]), jnp.ones(2), 0.0).round(3))
-        [1. 1.]
-    """
-    wide = x.astype(jnp.float32)
-    scale = lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)
-    return (wide * scale * weight.astype(jnp.float32)).astype(x.dtype)
-
-
-def _enter(config: DecoderConfig, execution: Execution, params: Any, tokens: Any, positions: Any) -> Any:
-    dtype = params["embed"].dtype if execution.compute is None else jnp.dtype(execution.compute)
+def enter(config: DecoderConfig, execution: Execution, embed: Any, tokens: Any, positions: Any) -> Any:
+    """What the first layer reads: embedded tokens, the rotations of their positions, and the attention kernel."""
+    dtype = embed.dtype if execution.compute is None else jnp.dtype(execution.compute)
     kernel = default_kernel(dtype) if execution.kernel is None else execution.kernel
-    return params["embed"][tokens].astype(dtype), rotations(config.rope, config.head_dim, positions), kernel
-
-
-def _project(config: DecoderConfig, layer: Any, h: Any, turned: Any) -> tuple[Any, Any, Any]:
-    """Queries, keys and values of one layer, turned by their positions."""
-    part = layer["attention"]
-    n = norm(h, layer["attention_norm"], config.norm_epsilon)
-    heads = {"q": config.heads, "k": config.kv_heads, "v": config.kv_heads}
-    if "qkv" in part:
-        ends = (config.heads * config.head_dim, (config.heads + config.kv_heads) * config.head_dim)
-        flat = jnp.split(n @ part["qkv"].astype(n.dtype), ends, axis=-1)
-        raw = [value.reshape(*value.shape[:2], -1, config.head_dim) for value in flat]
-    else:
-        raw = [jnp.einsum("btw,whe->bthe", n, part[name].astype(n.dtype)) for name in heads]
-    made = []
-    for name, value in zip(heads, raw):
-        if config.qkv_bias:
-            value = value + part[f"{name}_bias"].astype(n.dtype)
-        if config.qk_norm and name != "v":
-            value = norm(value, part[f"{name}_norm"], config.norm_epsilon)
-        made.append(value if name == "v" else rotate(value, turned))
-    return made[0], made[1], made[2]
-
-
-def _leave(config: DecoderConfig, layer: Any, h: Any, seen: Any) -> Any:
-    """What attention saw goes into the residual; then the gated MLP."""
-    part, mlp = layer["attention"], layer["mlp"]
-    out = jnp.einsum("bthe,hew->btw", seen, part["o"].astype(h.dtype))
-    h = h + (out + part["o_bias"].astype(h.dtype) if config.output_bias else out)
-    n = norm(h, layer["mlp_norm"], config.norm_epsilon)
-    if "gate_up" in mlp:
-        gate, up = jnp.split(n @ mlp["gate_up"].astype(n.dtype), 2, axis=-1)
-    else:
-        gate, up = n @ mlp["gate"].astype(n.dtype), n @ mlp["up"].astype(n.dtype)
-    if config.mlp_bias:
-        gate, up = gate + mlp["gate_bias"].astype(n.dtype), up + mlp["up_bias"].astype(n.dtype)
-    out = (jax.nn.silu(gate) * up) @ mlp["down"].astype(n.dtype)
-    return h + (out + mlp["down_bias"].astype(h.dtype) if config.mlp_bias else out)
+    h = lookup(embed, tokens, dtype, execution.mesh)
+    h = h * jnp.asarray(config.width**0.5, dtype) if config.embed_scaled else h
+    return h, turns(config, positions), kernel
 
 
 def _checkpointed(block: Any, remat: str) -> Any:

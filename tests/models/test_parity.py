@@ -79,7 +79,11 @@ def test_scan_unrolled_and_remat_give_the_same_numbers_and_gradients(folders):
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(results[0][1]))
 
 
-@pytest.mark.parametrize("name", ["qwen2 tied", "qwen3", "llama3", "llama biased", "mistral"])
+EXPORTED = ["qwen2 tied", "qwen2 windows", "qwen3", "qwen3 experts", "llama3", "llama biased", "mistral", "mixtral",
+            "gemma2", "gemma3"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXPORTED)
 def test_an_exported_folder_is_loaded_by_transformers(name, folders, tmp_path):
     folder, model = folders(name)
     ours = load(folder)

@@ -1,0 +1,152 @@
+"""One layer of the decoder, as pure functions of the configuration, the layer's parameters and the residual stream.
+
+    project:  q, k, v = rope(norm h W)          residual:  h += seen o;   h += down(silu(gate n) * up n),  n = norm h
+
+What stands between the two, attention, belongs to the caller: a block of tokens sees itself, a new token sees a cache.
+A layer is a nested dictionary of arrays, named as in `config.shapes`.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from pdopt.models.attention import attend, in_window, rotate, rotations
+from pdopt.models.config import DecoderConfig
+from pdopt.models.lora import Low
+from pdopt.models.routed import mix
+
+
+def norm(x: Any, weight: Any, epsilon: float, offset: bool = False) -> Any:
+    """RMSNorm (Zhang, Sennrich 2019) over the last axis, in float32, in the dtype of x; times `1 + w` with `offset`.
+
+    Example:
+        >>> print(norm(jnp.array([3.0, 3.0]), jnp.ones(2), 0.0).round(3))
+        [1. 1.]
+    """
+    wide = x.astype(jnp.float32)
+    scale = lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)
+    factor = weight.astype(jnp.float32)
+    return (wide * scale * (1 + factor if offset else factor)).astype(x.dtype)
+
+
+def normed(config: DecoderConfig, x: Any, weight: Any) -> Any:
+    """The norm of this decoder."""
+    return norm(x, weight, config.norm_epsilon, config.norm_offset)
+
+
+class Turns(NamedTuple):
+    """Rotations of the tokens' positions, `(cos, sin)`: those of most layers, and those of local ones or None."""
+
+    whole: Any
+    local: Any
+
+
+def turns(config: DecoderConfig, positions: Any) -> Turns:
+    """The rotations that every layer uses."""
+    local = None if config.local_rope is None else rotations(config.local_rope, config.head_dim, positions)
+    return Turns(rotations(config.rope, config.head_dim, positions), local)
+
+
+def linear(part: Any, name: str, x: Any, axes: int = 1) -> Any:
+    """`x W + b + (x A) B`, the last `axes` axes of x with the first of W; the bias and the adapter where there are any.
+
+    Example:
+        >>> print(linear({"up": jnp.ones((2, 3)), "up_bias": jnp.ones(3)}, "up", jnp.ones((1, 2))))
+        [[3. 3. 3.]]
+    """
+    out = jnp.tensordot(x, part[name].astype(x.dtype), axes)
+    bias, low = part.get(f"{name}_bias"), part.get(f"{name}_low")
+    if low is not None:
+        out = out + jnp.tensordot(jnp.tensordot(x, low.a.astype(x.dtype), axes), low.b.astype(x.dtype), 1)
+    return out if bias is None else out + bias.astype(x.dtype)
+
+
+def project(config: DecoderConfig, layer: Any, h: Any, turned: Turns) -> tuple[Any, Any, Any]:
+    """Queries, keys and values `(b, t, heads, head_dim)` of one layer, turned by their positions."""
+    part = layer["attention"]
+    n = normed(config, h, layer["attention_norm"])
+    if "qkv" in part:
+        ends = (config.heads * config.head_dim, (config.heads + config.kv_heads) * config.head_dim)
+        flat = jnp.split(linear(part, "qkv", n), ends, axis=-1)
+        q, k, v = (value.reshape(*value.shape[:2], -1, config.head_dim) for value in flat)
+    else:
+        q, k, v = (linear(part, name, n) for name in ("q", "k", "v"))
+    if config.qk_norm:
+        q, k = normed(config, q, part["q_norm"]), normed(config, k, part["k_norm"])
+    own = turned.whole if turned.local is None else where_local(config, layer, turned.local, turned.whole)
+    return rotate(q, own), rotate(k, own), v
+
+
+def look(config: DecoderConfig, layer: Any, q: Any, k: Any, v: Any, mask: Any, kernel: str, at: Any = 0) -> Any:
+    """What queries in columns `at`, `at + 1`, ... see of keys and values under `mask (b, t, s)` and a layer's window."""
+    if config.window is not None:
+        mask = where_local(config, layer, in_window(mask, config.window, at), mask)
+    return attend(q, k, v, mask, kernel, config.query_scalar, config.attention_cap)
+
+
+def where_local(config: DecoderConfig, layer: Any, local: Any, whole: Any) -> Any:
+    """The one or the other, by the kind of the layer; a scan over layers of both kinds chooses as it runs."""
+    if not config.mixed:
+        return local if any(config.local) else whole
+    return jax.tree.map(lambda a, b: jnp.where(layer["local"], a, b), local, whole)
+
+
+def residual(config: DecoderConfig, layer: Any, h: Any, seen: Any) -> Any:
+    """What attention saw `(b, t, heads, head_dim)` goes into the residual stream; then the MLP, or the experts."""
+    return residual_and_tally(config, layer, h, seen)[0]
+
+
+def residual_and_tally(config: DecoderConfig, layer: Any, h: Any, seen: Any, valid: Any = None) -> tuple[Any, Any]:
+    """`residual`, and the `Tally` of where the experts' valid tokens went; None without experts."""
+    out = linear(layer["attention"], "o", seen, 2)
+    h = h + (normed(config, out, layer["attention_post_norm"]) if config.post_norms else out)
+    n = normed(config, h, layer["mlp_norm"])
+    if config.experts is None:
+        out, tally = gated(config, layer["mlp"], n), None
+    else:
+        out, tally = mix(config.experts, layer["experts"], layer.get("router_bias"), n, valid)
+    return h + (normed(config, out, layer["mlp_post_norm"]) if config.post_norms else out), tally
+
+
+def gated(config: DecoderConfig, part: Any, n: Any) -> Any:
+    """`down(act(gate n) * up n)`; gate and up may lie side by side in `gate_up`."""
+    if "gate_up" in part:
+        gate, up = jnp.split(linear(part, "gate_up", n), 2, axis=-1)
+    else:
+        gate, up = linear(part, "gate", n), linear(part, "up", n)
+    act = jax.nn.silu if config.activation == "silu" else partial(jax.nn.gelu, approximate=True)
+    return linear(part, "down", act(gate) * up)
+
+
+def packed(config: DecoderConfig, layer: Any) -> Any:
+    """The layer with q, k, v side by side in `qkv` and gate, up in `gate_up`: fewer, wider products, same numbers."""
+    made = {**layer, "attention": _side_by_side(layer["attention"], ("q", "k", "v"), config.width)}
+    if config.experts is None:
+        made["mlp"] = _side_by_side(layer["mlp"], ("gate", "up"), config.width)
+    return made
+
+
+def _side_by_side(part: Any, names: tuple[str, ...], inputs: int) -> Any:
+    """Weights, biases and adapters of `names` next to each other, and the rest of the part."""
+    whole = "_".join(names) if len(names) == 2 else "".join(names)
+    made = {key: value for key, value in part.items() if key.split("_")[0] not in names or key.endswith("_norm")}
+    flat = [part[name].reshape(inputs, -1) for name in names]
+    made[whole] = jnp.concatenate(flat, axis=1)
+    if f"{names[0]}_bias" in part:
+        made[f"{whole}_bias"] = jnp.concatenate([part[f"{name}_bias"].ravel() for name in names])
+    low = {name: part[f"{name}_low"] for name in names if f"{name}_low" in part}
+    if low:
+        # B becomes block diagonal: one product more for all, where apart each module would need two.
+        rows = [
+            jnp.concatenate([
+                low[name].b.reshape(low[name].b.shape[0], -1) if other == name
+                else jnp.zeros((low[name].b.shape[0], weight.shape[1]), low[name].b.dtype)
+                for other, weight in zip(names, flat)
+            ], axis=1)
+            for name in low
+        ]  # fmt: skip
+        made[f"{whole}_low"] = Low(jnp.concatenate([one.a for one in low.values()], axis=1), jnp.concatenate(rows))
+    return made
