@@ -7,8 +7,7 @@
 
 A whole run is one `lax.scan`. What tells the methods of the table apart is traced: a fixed weight is a multiplier that
 starts there and moves with step 0, plain GRPO is a weight of 0. One compiled program therefore serves every row. The
-batch is on policy and used once, so that the ratio is 1 and there is nothing to clip. A prompt is read once for all
-completions of its group, in sampling and in the gradient.
+batch is on policy and used once, so that the ratio is 1 and there is nothing to clip.
 """
 
 from functools import partial
@@ -20,13 +19,15 @@ import optax
 from jax import lax
 
 from pdopt.models.config import DecoderConfig, Rope
-from pdopt.models.decoder import Cache, Decoder, Execution, empty_cache, extend, head, initialise, packed_layers
+from pdopt.models.decoder import Decoder, Execution, head, initialise
 from pdopt.models.log_probs import TokenScores, token_log_probs
 from pdopt.rules.signals import Extrapolated
 from pdopt.training import scenes
 from pdopt.training.advantages import constrained_advantage, zero_variance
 from pdopt.training.constraint_kinds import Constraint
 from pdopt.training.constraints import Constraints
+from pdopt.training.rollout import generate
+from pdopt.training.sampling import Sampling
 
 # Rope of base 100 turns every pair of a head within 12 positions; at 10 000 half of them hardly move, and looking an
 # object up by its place in the prompt is learnt less well.
@@ -40,16 +41,13 @@ FORMS = ("separate", "joint", "lagrangian")
 HINT, PROXY_HINT, NO_HINT = 0.9, 0.8, 0.25
 NOISE, LEAK = 0.5, 0.15
 READABLE = 24  # prompts and completions kept as text from each final figure
-# What is read of the prompt before its last token, which is the input that the first completion token comes from.
-READ = scenes.PROMPT - 1
-COLUMNS = READ + scenes.COMPLETION
 
 
 class Size(NamedTuple):
     """The model, and lengths and widths of both phases; static."""
 
     model: DecoderConfig = MODEL
-    taught: int = 700
+    taught: int = 600
     batch: int = 256
     teach_rate: float = 3e-3
     steps: int = 200
@@ -93,48 +91,19 @@ class History(NamedTuple):
     idle: Any
 
 
-def read_prompts(model: Decoder, layers: Any, prompts: Any, group: int) -> Cache:
-    """The cache of prompts `(P, 8)` without their last token, each repeated for its group: `P * group` rows."""
-    cache = empty_cache(model.config, prompts.shape[0], COLUMNS, jnp.float32)
-    positions = jnp.broadcast_to(jnp.arange(READ), (prompts.shape[0], READ))
-    _, cache = extend(model, layers, prompts[:, :READ], positions, _mask(0, READ, prompts.shape[0]), cache, 0)
-    return jax.tree.map(lambda leaf: jnp.repeat(leaf, group, axis=0), cache)
-
-
 def sample(model: Decoder, prompts: Any, key: Any, group: int = 1) -> Any:
     """Completions `(P, group, 4)` drawn at temperature 1."""
-    layers = packed_layers(model.config, model.params)
-    rows = prompts.shape[0] * group
-
-    def step(carry: Any, place: Any) -> Any:
-        cache, token = carry
-        at = READ + place
-        hidden, cache = extend(model, layers, token, jnp.full((rows, 1), at), _mask(at, 1, rows), cache, at)
-        token = jax.random.categorical(jax.random.fold_in(key, place), model.logits(hidden)).astype(jnp.int32)
-        return (cache, token), token[:, 0]
-
-    carry = (read_prompts(model, layers, prompts, group), jnp.repeat(prompts[:, -1:], group, axis=0))
-    _, tokens = lax.scan(step, carry, jnp.arange(scenes.COMPLETION))
-    return tokens.T.reshape(prompts.shape[0], group, scenes.COMPLETION)
+    found = generate(model, prompts, jnp.ones_like(prompts, bool), key, Sampling(scenes.COMPLETION), group=group)
+    return found.tokens.reshape(prompts.shape[0], group, scenes.COMPLETION)
 
 
 def completion_scores(model: Decoder, prompts: Any, completions: Any) -> TokenScores:
     """Log-probabilities and entropies of the tokens of completions `(P, G, 4)`."""
-    layers = packed_layers(model.config, model.params)
     P, G, length = completions.shape
-    cache = read_prompts(model, layers, prompts, G)
-    asked = jnp.broadcast_to(prompts[:, None, -1:], (P, G, 1))
-    tokens = jnp.concatenate([asked, completions[..., :-1]], axis=-1).reshape(P * G, length)
-    positions = jnp.broadcast_to(READ + jnp.arange(length), tokens.shape)
-    hidden, _ = extend(model, layers, tokens, positions, _mask(READ, length, P * G), cache, READ)
-    states = hidden.reshape(*completions.shape, model.config.width)
+    asked = jnp.broadcast_to(prompts[:, None], (P, G, scenes.PROMPT))
+    texts = jnp.concatenate([asked, completions[..., :-1]], axis=-1).reshape(P * G, -1)
+    states = model.hidden(texts)[:, scenes.PROMPT - 1 :].reshape(P, G, length, -1)
     return token_log_probs(states, head(model.config, model.params), completions, chunk=completions.size)
-
-
-def _mask(at: Any, count: int, rows: int) -> Any:
-    """Who sees what: `count` new tokens from column `at` on see themselves and what came before."""
-    seen = jnp.arange(COLUMNS) <= at + jnp.arange(count)[:, None]
-    return jnp.broadcast_to(seen, (rows, count, COLUMNS))
 
 
 @partial(jax.jit, static_argnames="size")
