@@ -11,6 +11,7 @@ import pytest
 from benchmarks import faithful, faithful_methods
 from benchmarks.__main__ import main
 from benchmarks.faithful_methods import METHODS, PLAIN, RECOMMENDED, Taught, ascent, fixed, trained
+from benchmarks.faithful_plots import method_plot
 from benchmarks.faithful_policy import MODEL, Setting, Size, completion_scores, sample, teach, traced, train
 from pdopt.models.decoder import Decoder, initialise
 from pdopt.training import scenes
@@ -136,6 +137,19 @@ def test_the_note_on_fixed_weights_has_this_runs_figures():
     assert "0.970 (fixed weight 0.5, joint)" in note
     assert "0.870 of the recommended" in note
     assert "not a higher ceiling" in note
+
+
+def test_the_picture_keeps_every_batch_of_every_seed(tmp_path):
+    rng = np.random.default_rng(0)
+    names = ("accuracy", "consistency", "grounding", "hinted")
+    curves = lambda: {name: rng.random(20).astype(np.float32) for name in names}
+    run = lambda: curves() | {"y": rng.random((20, 2)), "idle": rng.random((20, 3))}
+    histories = {("method", name): [run(), run()] for name in METHODS}
+    picture = method_plot(histories, tmp_path / "faithful.png")
+    assert picture.stat().st_size > 10_000
+    kept = json.loads(picture.with_suffix(".json").read_text())
+    np.testing.assert_allclose(kept[PLAIN]["accuracy"][1], histories["method", PLAIN][1]["accuracy"], atol=1e-5)
+    assert np.shape(kept[RECOMMENDED]["y"]) == (2, 20, 2)
 
 
 @pytest.mark.slow
