@@ -37,7 +37,7 @@ METHODS = {
     "step 1, theta 5, joint": ascent(1.0, JOINT, 5.0),
     "step 1, theta 5, lagrangian": ascent(1.0, LAGRANGIAN, 5.0),
 }
-# A tau of 0 is always met, so that the other constraint stands alone.
+# A tau of 0 is always met, and without theta its multiplier stays 0: the other constraint stands alone.
 SWEEP = {
     "fixed weight 0.1, separate": fixed(0.1, SEPARATE),
     "fixed weight 0.5, separate": fixed(0.5, SEPARATE),
@@ -47,8 +47,8 @@ SWEEP = {
     "step 0.05, theta 0.5, lagrangian": ascent(0.05, LAGRANGIAN, 0.5),
     "tau 0.85 (below the hint's 0.9)": ascent(1.0, theta=5.0, tau=(0.85, 0.85)),
     "tau 0.98 (hardly reachable)": ascent(1.0, theta=5.0, tau=(0.98, 0.95)),
-    "consistency alone": ascent(1.0, theta=5.0, tau=(0.95, 0.0)),
-    "grounding alone": ascent(1.0, theta=5.0, tau=(0.0, 0.95)),
+    "consistency alone, dual ascent 1": ascent(1.0, tau=(0.95, 0.0)),
+    "grounding alone, dual ascent 1": ascent(1.0, tau=(0.0, 0.95)),
 }
 _PROXY = {"tau": (0.9, 0.95), "cap": 10.0, "hint": PROXY_HINT, "proxy": True}
 PROXY = {
