@@ -34,7 +34,8 @@ def method_plot(histories: Histories, path: Path, shown: tuple[str, ...] = SHOWN
             panel.fill_between(steps, curves.min(0), curves.max(0), color=colour, alpha=0.15, linewidth=0)
             panel.plot(steps, curves.mean(0), color=colour, linestyle=STYLES[place % len(STYLES)], linewidth=1.8,
                        label=method)  # fmt: skip
-    for panel in panels[:3]:
+    panels[0].set_ylim(0.55, 1.02)
+    for panel in panels[1:3]:
         panel.set_ylim(-0.03, 1.03)
     for panel in panels[1:3]:
         panel.axhline(TAU, color="black", linestyle="--", linewidth=1, label=f"tau = {TAU}")

@@ -28,8 +28,9 @@ def story(folder: Path) -> dict[str, Any]:
     first = [r for r in told if r["seed"] == told[0]["seed"]]
     texts = {r.get("method", "reference"): r["texts"] for r in first if r.get("method") in (None, PLAIN, RECOMMENDED)}
     return {
+        "seeds": list(dict.fromkeys(r["seed"] for r in told)),
         "figures": figures,
-        "curves": {method: curves[method] for method in CURVES},
+        "curves": {method: curves[method] for method in CURVES if method in curves},
         "texts": texts,
         "machine": {name: records[0]["machine"][name] for name in ("processor", "jax", "revision")},
     }

@@ -14,15 +14,16 @@
 # %% [markdown]
 # # A policy that keeps its word
 #
-# Train a language model on its answers alone and it finds the cheapest way to them. If something in the prompt gives the
-# answer away often enough, the reasoning it writes becomes decoration: accuracy rises, and the trace no longer carries
-# it. **Faithful GRPO** (arXiv 2604.08476) asks for the trace as a constraint and lets a multiplier find its price:
+# Train a language model on its answers alone and it finds the cheapest way to them. If something in the prompt gives
+# the answer away often enough, the reasoning it writes becomes decoration: accuracy rises, and the trace no longer
+# carries it. **Faithful GRPO** (arXiv 2604.08476) asks for the trace as a constraint and lets a multiplier find its
+# price:
 #
 #     maximise   E[answer is right]
 #     subject to E[consistent] >= tau,   E[grounded] >= tau
 #
-# This is the story on a task small enough to train on two cores, told with the runs of `python -m benchmarks faithful`.
-# Its results are stored beside this notebook; what is cheap is computed here.
+# This is the story on a task small enough to train on two cores, told with the runs of `python -m benchmarks
+# faithful`. Its results are stored beside this notebook; what is cheap is computed here.
 
 # %%
 import json
@@ -46,8 +47,8 @@ COLOURS = {PLAIN: "#0072B2", SLOW: "#009E73", HELD: "#D55E00"}
 # ## A scene, a question, a hint
 #
 # Four objects lie on a 5 x 5 grid. Where is one as seen from another? The model first states the two cells, then what
-# follows from them, then its answer. The last word of the question but one is a *hint*, right in 90 % of the prompts: it
-# stands for the prior of a model that answers without looking.
+# follows from them, then its answer. The last word of the question but one is a *hint*, right in 90 % of the prompts:
+# it stands for the prior of a model that answers without looking.
 
 # %%
 prompts = scenes.draw_prompts(jax.random.key(3), 2000, hint=0.9)
@@ -57,39 +58,42 @@ for prompt in prompts[:3]:
     print(f"{lies}: the {x[4]} seen from the {x[5]}?  (hint: {x[6]})")
 
 # %% [markdown]
-# A program checks every word: **accuracy** looks at the answer alone, **consistency** at whether the stated cells entail
-# the conclusion and the conclusion is the answer, **grounding** at whether the stated cells are those of the scene.
+# A program checks every word: **accuracy** looks at the answer alone, **consistency** at whether the stated cells
+# entail the conclusion and the conclusion is the answer, **grounding** at whether the stated cells are those of the
+# scene.
 
 # %%
 prompt = scenes.to_tokens("x0y0 x2y1 x2y3 x4y4 book ball left think")
 for text in ("x2y1 x0y0 neither neither", "x2y1 x4y0 left left", "x2y1 x0y0 neither left", "x0y2 x0y0 neither neither"):
     found = scenes.score(prompt, scenes.to_tokens(text))
-    print(f"{text:28s} accurate {found.accuracy:.0f}  consistent {found.consistency:.0f}  grounded {found.grounding:.1f}")
+    marks = f"accurate {found.accuracy:.0f}  consistent {found.consistency:.0f}  grounded {found.grounding:.1f}"
+    print(f"{text:28s} {marks}")
 
 # %% [markdown]
 # ## Where training starts
 #
-# The model is first taught by an imperfect teacher: half of the stated cells are random, and in 15 % the answer is copied
-# from the hint whatever the trace says. So it can look, but does not always, and it knows the shortcut.
+# The model is first taught by an imperfect teacher: half of the stated cells are random, and in 15 % the answer is
+# copied from the hint whatever the trace says. So it can look, but does not always, and it knows the shortcut.
 
 # %%
 taught = scenes.score(prompts, scenes.draw_traces(jax.random.key(4), prompts, noise=0.5, leak=0.15))
 reference = {name: np.mean(values) for name, values in told["figures"]["reference"].items()}
-print("            accuracy  consistency  grounding")
-print(f"the teacher   {taught.accuracy.mean():.2f}       {taught.consistency.mean():.2f}        {taught.grounding.mean():.2f}")
-print(f"the model     {reference['accuracy']:.2f}       {reference['consistency']:.2f}        {reference['grounding']:.2f}")
+print("            ", *(f"{name:>12s}" for name in ("accuracy", "consistency", "grounding")))
+print("the teacher ", *(f"{values.mean():12.2f}" for values in taught[:3]))
+print("the model   ", *(f"{reference[name]:12.2f}" for name in ("accuracy", "consistency", "grounding")))
 
 # %% [markdown]
 # ## Paid for the answer alone
 #
-# Plain GRPO from there, 200 steps of 32 prompts with 8 completions each. Accuracy goes straight to 0.90, which is what the
-# hint is worth, and stays: the policy answers with the hint. The trace is first put to use (grounding rises), then dropped.
+# Plain GRPO from there, 200 steps of 32 prompts with 8 completions each. Accuracy goes straight to 0.90, which is
+# what the hint is worth, and stays: the policy answers with the hint. The trace is first put to use (grounding
+# rises), then dropped.
 
 
 # %%
 def draw(methods, names, dashes):
     """The curves of some methods: one line a seed, means of five batches."""
-    figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3.4), layout="constrained")
+    _, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3.4), layout="constrained")
     for axis, name in zip(axes, names):
         for method in methods:
             curves = told["curves"][method]
@@ -107,7 +111,7 @@ def draw(methods, names, dashes):
 
 draw([PLAIN], ["accuracy", "consistency", "grounding"], {"accuracy": 0.9})
 plain = told["figures"][PLAIN]
-print("seeds             ", *(f"{seed:7d}" for seed in range(len(plain["accuracy"]))))
+print("seeds             ", *(f"{seed:7d}" for seed in told["seeds"]))
 for name in ("accuracy", "consistency", "grounding", "hinted", "no_hint"):
     print(f"{name:18s}", *(f"{value:7.2f}" for value in plain[name]))
 assert min(plain["accuracy"]) > 0.87
@@ -119,21 +123,22 @@ assert max(plain["consistency"]) < 0.65
 #
 # ## Held by multipliers
 #
-# The batch that was just sampled says how far each score is below tau. The multipliers answer first, then the policy takes
-# its step on the same batch with the multipliers priced into the advantage, each score normalised within its group:
+# The batch that was just sampled says how far each score is below tau. The multipliers answer first, then the policy
+# takes its step on the same batch with the multipliers priced into the advantage, each score normalised within its
+# group:
 #
 #     v = tau - mean score                              > 0 when broken
 #     y = clip(y + step (v + theta (v - v_before)), 0, cap)          the dual half of the library's one saddle step
 #     A = Z(reward) + y_c Z(consistency) + y_g Z(grounding)
 #
-# tau must be above what the shortcut gets for nothing. A grounded trace agrees with a hint that is right in 90 % in 90 %
-# of the cases: tau = 0.95.
+# tau must be above what the shortcut gets for nothing. A grounded trace agrees with a hint that is right in 90 % in
+# 90 % of the cases: tau = 0.95.
 
 # %%
 draw([PLAIN, SLOW, HELD], ["accuracy", "consistency", "grounding", "multiplier"],
      {"accuracy": 0.9, "consistency": 0.95, "grounding": 0.95})  # fmt: skip
 names = ["accuracy", "consistency", "grounding", "hinted", "no_hint"]
-print(f"{'mean of three seeds':28s}", *(f"{name:>12s}" for name in names))
+print(f"{'mean of the seeds':28s}", *(f"{name:>12s}" for name in names))
 for method, figures in told["figures"].items():
     print(f"{method:28s}", *(f"{np.mean(figures[name]):12.3f}" for name in names))
 held = told["figures"][HELD]
@@ -141,17 +146,18 @@ assert min(held["consistency"]) > 0.94
 assert all(ours > theirs + 0.04 for ours, theirs in zip(held["accuracy"], plain["accuracy"]))
 
 # %% [markdown]
-# The constrained policy is also the more accurate one: a trace that is read from the scene is right more often than the
-# hint. It was not paid to give up the shortcut; it was asked to mean what it writes.
+# The constrained policy is also the more accurate one: a trace that is read from the scene is right more often than
+# the hint. It was not paid to give up the shortcut; it was asked to mean what it writes.
 #
-# **What the multiplier buys.** A weight that never moves, if it acts from the first step, holds the trace as well here
-# (the rows "fixed weight"). Multipliers give a stated level without a search for the weight, not a higher ceiling.
+# **What the multiplier buys.** A weight that never moves does as well here if it is large enough (the rows "fixed
+# weight"). Multipliers give a stated level without a search for the weight, not a higher ceiling.
 #
 # ## The multipliers, computed again
 #
-# Nothing about a multiplier is particular to language models: from the scores of the stored run alone the library's dual
-# half gives the same curve. Step 1 with theta = 5 is a PI controller with gains 1 and 5. The proportional part matters: it
-# acts in the first steps, before every completion of a group copies the hint and no advantage is left to weigh.
+# Nothing about a multiplier is particular to language models: from the scores of the stored run alone the library's
+# dual half gives the same curve. Step 1 with theta = 5 is a PI controller with gains 1 and 5. The proportional part
+# matters: it acts in the first steps, before every completion of a group copies the hint and no advantage is left to
+# weigh.
 
 # %%
 curves = told["curves"][HELD]
@@ -192,15 +198,16 @@ for place, (question, _) in enumerate(told["texts"]["reference"]):
         text = told["texts"][policy][place][1]
         found = scenes.score(asked, scenes.to_tokens(text))
         right = "right" if found.accuracy else "wrong"
-        print(f"    {policy:26s} {text:38s} {right}, grounded {found.grounding:.1f}, consistent {found.consistency:.0f}")
+        marks = f"{right}, grounded {found.grounding:.1f}, consistent {found.consistency:.0f}"
+        print(f"    {policy:26s} {text:36s} {marks}")
 
 # %% [markdown]
 # ## What was learnt
 #
-# - **A reward that sees only the answer cannot see the trace go.** Accuracy rose by thirty points while consistency fell
-#   to nothing.
-# - **State the level, not the weight.** tau is in the units of the score; the multiplier finds its price and falls again
-#   when the constraint is met.
+# - **A reward that sees only the answer cannot see the trace go.** Accuracy rose by thirty points while consistency
+#   fell to nothing.
+# - **State the level, not the weight.** tau is in the units of the score; the multiplier finds its price and falls
+#   again when the constraint is met.
 # - **Act early.** Slow dual ascent may lose to the collapse of the groups; a proportional part does not.
 # - **Ask what the constraint does not see.** Accuracy where the hint tells nothing is in no objective here, and tells
 #   most.

@@ -134,8 +134,8 @@ def test_claims_hold_only_where_every_seed_does():
 
 def test_the_note_on_fixed_weights_has_this_runs_figures():
     note = faithful.fixed_note(records(accuracy=0.67))
-    assert "0.970 (fixed weight 0.5, joint)" in note
-    assert "0.870 of the recommended" in note
+    assert "0.970 and 0.970 (fixed weight 0.5, joint)" in note
+    assert "0.870 and 0.970 of the recommended" in note
     assert "not a higher ceiling" in note
 
 
