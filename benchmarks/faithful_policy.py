@@ -47,7 +47,7 @@ class Size(NamedTuple):
     """The model, and lengths and widths of both phases; static."""
 
     model: DecoderConfig = MODEL
-    taught: int = 1000
+    taught: int = 600
     batch: int = 256
     teach_rate: float = 3e-3
     steps: int = 200
