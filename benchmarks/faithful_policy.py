@@ -30,10 +30,11 @@ from pdopt.training.rollout import generate
 from pdopt.training.sampling import Sampling
 
 # Rope of base 100 turns every pair of a head within 12 positions; at 10 000 half of them hardly move, and looking an
-# object up by its place in the prompt is learnt less well.
+# object up by its place in the prompt is learnt less well. Without normalised queries and keys one seed of three never
+# learnt it for every object, however long it was taught.
 MODEL = DecoderConfig(
     vocabulary=scenes.VOCABULARY, width=64, depth=2, heads=4, kv_heads=4, head_dim=16, hidden=176, rope=Rope(100.0),
-    tied=False,
+    qk_norm=True, tied=False, family="qwen3",
 )  # fmt: skip
 EXECUTION = Execution(unroll=True)
 FORMS = ("separate", "joint", "lagrangian")
