@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol
 from pdopt.errors import InvalidOption, unknown_name
 from pdopt.training.draws import Draws
 from pdopt.training.expressions import evaluate
+from pdopt.training.scene_text import row_maker
 
 Row = dict[str, Any]
 Split = Literal["train", "test"] | None
@@ -275,8 +276,27 @@ def parity(
     return Task("parity", {"length": [least, most], "template": template}, make, seed, split)
 
 
+def scenes(
+    *, hint: float = 0.9, noise: float = 0.5, leak: float = 0.15, seed: int = 0, split: Split = None
+) -> Task:  # fmt: skip
+    """Where is one object seen from another, beside a hint; columns `trace` (what to be taught) and `hinted`.
+
+    Args:
+        hint: how often the hint is right; 0.25 tells nothing.
+        noise, leak: of the teacher of `trace`: how often a stated cell is random, and the answer is the hint.
+        seed, split: see `Task`.
+
+    Example:
+        >>> row = scenes(hint=1.0)[0]
+        >>> len(row["prompt"]), len(row["trace"]), row["hinted"] == row["answer"]
+        (8, 4, True)
+    """
+    settings = {"hint": hint, "noise": noise, "leak": leak}
+    return Task("scenes", settings, row_maker(hint, noise, leak), seed, split)
+
+
 TASKS: Mapping[str, Callable[..., Task]] = MappingProxyType(
-    {"arithmetic": arithmetic, "countdown": countdown, "sort": sort, "parity": parity}
+    {"arithmetic": arithmetic, "countdown": countdown, "sort": sort, "parity": parity, "scenes": scenes}
 )
 
 
