@@ -29,9 +29,8 @@ from pdopt.training.constraints import Constraints
 from pdopt.training.rollout import generate
 from pdopt.training.sampling import Sampling
 
-# Rope of base 100 turns every pair of a head within 12 positions; at 10 000 half of them hardly move, and looking an
-# object up by its place in the prompt is learnt less well. Without normalised queries and keys one seed of three never
-# learnt it for every object, however long it was taught.
+# Chosen on seeds 0 to 2 among nine configurations: rope of base 100 (prompts have 12 positions), and normalised queries
+# and keys, without which one seed of the three had not learnt to look every object up after 1000 supervised steps.
 MODEL = DecoderConfig(
     vocabulary=scenes.VOCABULARY, width=64, depth=2, heads=4, kv_heads=4, head_dim=16, hidden=176, rope=Rope(100.0),
     qk_norm=True, tied=False, family="qwen3",
