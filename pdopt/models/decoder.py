@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from pdopt.errors import InvalidOption, require_shape
-from pdopt.models.attention import attend, causal_mask, default_kernel, rotate, rotations
+from pdopt.models.attention import attend, causal_mask, default_kernel, rotations
+from pdopt.models.block import norm, packed, project, residual
 from pdopt.models.config import DecoderConfig
 from pdopt.types import record
 
@@ -138,8 +139,8 @@ def run_layers(config: DecoderConfig, execution: Execution, params: Any, tokens:
     h, turned, kernel = _enter(config, execution, params, tokens, positions)
 
     def block(h: Any, layer: Any) -> tuple[Any, None]:
-        q, k, v = _project(config, layer, h, turned)
-        return _leave(config, layer, h, attend(q, k, v, mask, kernel)), None
+        q, k, v = project(config, layer, h, turned)
+        return residual(config, layer, h, attend(q, k, v, mask, kernel)), None
 
     block = _checkpointed(block, execution.remat)
     if execution.unroll:
@@ -168,32 +169,21 @@ def extend(
     keys, values = [], []
     write = lambda old, new: lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), at, 1)
     for number, layer in enumerate(layers):
-        q, k, v = _project(config, layer, h, turned)
+        q, k, v = project(config, layer, h, turned)
         keys.append(write(cache.keys[number], k))
         values.append(write(cache.values[number], v))
         seen = attend(q, keys[-1].astype(q.dtype), values[-1].astype(q.dtype), mask, kernel)
-        h = _leave(config, layer, h, seen)
+        h = residual(config, layer, h, seen)
     return norm(h, model.params["norm"], config.norm_epsilon), Cache(tuple(keys), tuple(values), cache.valid)
 
 
-def packed_layers(config: DecoderConfig, params: Any) -> tuple[Any, ...]:
+def packed_layers(model: Decoder) -> tuple[Any, ...]:
     """The layers apart, with q, k, v side by side in `qkv` and gate, up in `gate_up`: fewer, wider products.
 
     The same numbers; worth it where many small steps read the same weights.
     """
-    layers = []
-    for number in range(config.depth):
-        layer = slice_layer(params["layers"], number)
-        part, mlp = layer["attention"], layer["mlp"]
-        flat = [part[name].reshape(config.width, -1) for name in ("q", "k", "v")]
-        attention = {**part, "qkv": jnp.concatenate(flat, axis=1)}
-        gated = {**mlp, "gate_up": jnp.concatenate([mlp["gate"], mlp["up"]], axis=1)}
-        for name in ("q", "k", "v"):
-            del attention[name]
-        for name in ("gate", "up"):
-            del gated[name]
-        layers.append({**layer, "attention": attention, "mlp": gated})
-    return tuple(layers)
+    config = model.config
+    return tuple(packed(config, slice_layer(model.params["layers"], number)) for number in range(config.depth))
 
 
 def empty_cache(config: DecoderConfig, batch: int, length: int, dtype: Any) -> Cache:
@@ -208,59 +198,10 @@ def slice_layer(layers: Any, number: int) -> Any:
     return jax.tree.map(lambda leaf: leaf[number], layers)
 
 
-def norm(x: Any, weight: Any, epsilon: float) -> Any:
-    """RMSNorm (Zhang, Sennrich 2019) over the last axis, in float32, in the dtype of x.
-
-    Example:
-        >>> print(norm(jnp.array([3.0, 3.0]), jnp.ones(2), 0.0).round(3))
-        [1. 1.]
-    """
-    wide = x.astype(jnp.float32)
-    scale = lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)
-    return (wide * scale * weight.astype(jnp.float32)).astype(x.dtype)
-
-
 def _enter(config: DecoderConfig, execution: Execution, params: Any, tokens: Any, positions: Any) -> Any:
     dtype = params["embed"].dtype if execution.compute is None else jnp.dtype(execution.compute)
     kernel = default_kernel(dtype) if execution.kernel is None else execution.kernel
     return params["embed"][tokens].astype(dtype), rotations(config.rope, config.head_dim, positions), kernel
-
-
-def _project(config: DecoderConfig, layer: Any, h: Any, turned: Any) -> tuple[Any, Any, Any]:
-    """Queries, keys and values of one layer, turned by their positions."""
-    part = layer["attention"]
-    n = norm(h, layer["attention_norm"], config.norm_epsilon)
-    heads = {"q": config.heads, "k": config.kv_heads, "v": config.kv_heads}
-    if "qkv" in part:
-        ends = (config.heads * config.head_dim, (config.heads + config.kv_heads) * config.head_dim)
-        flat = jnp.split(n @ part["qkv"].astype(n.dtype), ends, axis=-1)
-        raw = [value.reshape(*value.shape[:2], -1, config.head_dim) for value in flat]
-    else:
-        raw = [jnp.einsum("btw,whe->bthe", n, part[name].astype(n.dtype)) for name in heads]
-    made = []
-    for name, value in zip(heads, raw):
-        if config.qkv_bias:
-            value = value + part[f"{name}_bias"].astype(n.dtype)
-        if config.qk_norm and name != "v":
-            value = norm(value, part[f"{name}_norm"], config.norm_epsilon)
-        made.append(value if name == "v" else rotate(value, turned))
-    return made[0], made[1], made[2]
-
-
-def _leave(config: DecoderConfig, layer: Any, h: Any, seen: Any) -> Any:
-    """What attention saw goes into the residual; then the gated MLP."""
-    part, mlp = layer["attention"], layer["mlp"]
-    out = jnp.einsum("bthe,hew->btw", seen, part["o"].astype(h.dtype))
-    h = h + (out + part["o_bias"].astype(h.dtype) if config.output_bias else out)
-    n = norm(h, layer["mlp_norm"], config.norm_epsilon)
-    if "gate_up" in mlp:
-        gate, up = jnp.split(n @ mlp["gate_up"].astype(n.dtype), 2, axis=-1)
-    else:
-        gate, up = n @ mlp["gate"].astype(n.dtype), n @ mlp["up"].astype(n.dtype)
-    if config.mlp_bias:
-        gate, up = gate + mlp["gate_bias"].astype(n.dtype), up + mlp["up_bias"].astype(n.dtype)
-    out = (jax.nn.silu(gate) * up) @ mlp["down"].astype(n.dtype)
-    return h + (out + mlp["down_bias"].astype(h.dtype) if config.mlp_bias else out)
 
 
 def _checkpointed(block: Any, remat: str) -> Any:

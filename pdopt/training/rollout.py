@@ -90,7 +90,7 @@ def generate(
 
 @partial(jax.jit, static_argnames=("pad",))
 def _generate(model: Decoder, prompts: Any, valid: Any, key: Any, sampling: Sampling, rows: Any, pad: int) -> Rollout:
-    layers = packed_layers(model.config, model.params)
+    layers = packed_layers(model)
     width = prompts.shape[1]
     lengths = jnp.sum(valid, axis=1)
     limit = sampling.max_new

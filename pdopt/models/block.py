@@ -1,0 +1,88 @@
+"""One layer of the decoder, as pure functions of the configuration, the layer's parameters and the residual stream.
+
+    project:  q, k, v = rope(norm h W)          residual:  h += seen o;   h += down(silu(gate n) * up n),  n = norm h
+
+What stands between the two, attention, belongs to the caller: a block of tokens sees itself, a new token sees a cache.
+A layer is a nested dictionary of arrays, named as in `config.shapes`.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from pdopt.models.attention import rotate
+from pdopt.models.config import DecoderConfig
+
+
+def norm(x: Any, weight: Any, epsilon: float) -> Any:
+    """RMSNorm (Zhang, Sennrich 2019) over the last axis, in float32, in the dtype of x.
+
+    Example:
+        >>> print(norm(jnp.array([3.0, 3.0]), jnp.ones(2), 0.0).round(3))
+        [1. 1.]
+    """
+    wide = x.astype(jnp.float32)
+    scale = lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)
+    return (wide * scale * weight.astype(jnp.float32)).astype(x.dtype)
+
+
+def linear(part: Any, name: str, x: Any, axes: int = 1) -> Any:
+    """`x W + b`, the last `axes` axes of x with the first of W; b where the part has it.
+
+    Example:
+        >>> print(linear({"up": jnp.ones((2, 3)), "up_bias": jnp.ones(3)}, "up", jnp.ones((1, 2))))
+        [[3. 3. 3.]]
+    """
+    out = jnp.tensordot(x, part[name].astype(x.dtype), axes)
+    bias = part.get(f"{name}_bias")
+    return out if bias is None else out + bias.astype(x.dtype)
+
+
+def project(config: DecoderConfig, layer: Any, h: Any, turned: Any) -> tuple[Any, Any, Any]:
+    """Queries, keys and values `(b, t, heads, head_dim)` of one layer, turned by their positions."""
+    part = layer["attention"]
+    n = norm(h, layer["attention_norm"], config.norm_epsilon)
+    if "qkv" in part:
+        ends = (config.heads * config.head_dim, (config.heads + config.kv_heads) * config.head_dim)
+        flat = jnp.split(linear(part, "qkv", n), ends, axis=-1)
+        q, k, v = (value.reshape(*value.shape[:2], -1, config.head_dim) for value in flat)
+    else:
+        q, k, v = (linear(part, name, n) for name in ("q", "k", "v"))
+    if config.qk_norm:
+        q, k = (norm(x, part[f"{name}_norm"], config.norm_epsilon) for x, name in ((q, "q"), (k, "k")))
+    return rotate(q, turned), rotate(k, turned), v
+
+
+def residual(config: DecoderConfig, layer: Any, h: Any, seen: Any) -> Any:
+    """What attention saw `(b, t, heads, head_dim)` goes into the residual stream; then the gated MLP."""
+    h = h + linear(layer["attention"], "o", seen, 2)
+    return h + gated(layer["mlp"], norm(h, layer["mlp_norm"], config.norm_epsilon))
+
+
+def gated(part: Any, n: Any) -> Any:
+    """`down(silu(gate n) * up n)`; gate and up may lie side by side in `gate_up`."""
+    if "gate_up" in part:
+        gate, up = jnp.split(linear(part, "gate_up", n), 2, axis=-1)
+    else:
+        gate, up = linear(part, "gate", n), linear(part, "up", n)
+    return linear(part, "down", jax.nn.silu(gate) * up)
+
+
+def packed(config: DecoderConfig, layer: Any) -> Any:
+    """The layer with q, k, v side by side in `qkv` and gate, up in `gate_up`: fewer, wider products, same numbers."""
+    return {
+        **layer,
+        "attention": _side_by_side(layer["attention"], ("q", "k", "v"), config.width),
+        "mlp": _side_by_side(layer["mlp"], ("gate", "up"), config.width),
+    }
+
+
+def _side_by_side(part: Any, names: tuple[str, ...], inputs: int) -> Any:
+    whole = "_".join(names) if len(names) == 2 else "".join(names)
+    made = {key: value for key, value in part.items() if key.removesuffix("_bias") not in names}
+    made[whole] = jnp.concatenate([part[name].reshape(inputs, -1) for name in names], axis=1)
+    if f"{names[0]}_bias" in part:
+        made[f"{whole}_bias"] = jnp.concatenate([part[f"{name}_bias"].ravel() for name in names])
+    return made
