@@ -17,9 +17,10 @@ from pdopt.training.overrides import SUFFIXES, override, read_tables
 from pdopt.training.settings import as_table, as_toml, build, option
 
 LOSSES = ("grpo", "bnpo", "dapo", "dr_grpo", "gspo", "gspo_token", "cispo", "rloo", "reinforce++", "sapo", "sft")
-FORMS = ("lagrangian", "joint", "separate")
-SIGNALS = ("plain", "extrapolated", "averaged", "pid")
-MOVES = ("orthant", "exponentiated")
+FORMS = ("lagrangian", "centred", "joint", "separate")
+KINDS = ("mean", "rate", "at_least", "equality", "kl", "length")
+SIGNALS = ("extrapolated", "plain", "averaged", "pid", "positional")
+MOVES = ("projection", "entropic", "logarithmic")
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
@@ -94,8 +95,22 @@ class RewardConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DualConfig:
+    """How the multipliers move (`pdopt.training.constraints`); step and theta may be each constraint's own."""
+
+    move: str = option("projection", choices=MOVES)
+    signal: str = option("extrapolated", choices=SIGNALS)
+    step: float | None = option(None, 0.0)  # none: min(1, 200 / steps)
+    theta: float | None = option(None, 0.0)  # of the extrapolation, or kp / step; none: 5 / step
+    smoothing: float = option(0.0, 0.0, 0.999)  # decay of the mean of "averaged", or under the differences of "pid"
+    derivative: float = option(0.0, 0.0)  # kd of "pid"
+    delay: int = option(0, 0)  # steps before the first move
+    idle: float = option(0.9, 0.0, 1.0)  # no growth while more than this share of the groups have equal costs
+
+
+@dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
-    """What the policy ascends, beside the constraints."""
+    """What the policy ascends, and how constraints enter."""
 
     loss: str = option("dapo", choices=LOSSES)
     advantage: str = option("lagrangian", choices=FORMS)
@@ -109,29 +124,31 @@ class ObjectiveConfig:
     passes: int = option(1, 1)  # passes over one rollout
     minibatches: int = option(1, 1)  # optimiser steps in a pass
     mask_truncated: bool = option(False)  # leave out completions that reached max_new (DAPO's overlong filter)
+    scale_decay: float = option(0.9, 0.0, 0.9999)  # of the running scales of the "lagrangian" advantage
+    scale_epsilon: float = option(0.01, 0.0, open_low=True)  # added to every deviation
+    dual: DualConfig = option(DualConfig())
     reward_timeout: float = option(60.0, 0.0, open_low=True, may_differ=True)  # seconds a batch
-    failed_reward: str = option("error", choices=("error", "mask"))  # what an exception in a reward does
+    failed_reward: str = option("raise", choices=("raise", "mask"))  # what an exception in a reward does
 
 
 @dataclasses.dataclass(frozen=True)
 class ConstraintConfig:
-    """`mean cost <= limit`, or `mean score >= limit` with `at_least`, held by a multiplier."""
+    """One constraint (`pdopt.training.constraint_kinds`): a cost, its limit, the range of its multiplier."""
 
     name: str
-    limit: float = option()
-    cost: str = option("")  # a shipped cost or reward, or `module:function`; "" is the name
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    at_least: bool = option(False)
-    equality: bool = option(False)  # mean cost = limit; the multiplier has either sign
-    step: float | None = option(None, 0.0)  # of the multiplier; none: min(1, 200 / steps)
-    theta: float | None = option(None, -1.0)  # extrapolation of the violation; none: 5 / step
-    signal: str = option("extrapolated", choices=SIGNALS)
-    smoothing: float = option(0.0, 0.0, 0.999)  # decay of the mean of "averaged", or under the differences of "pid"
-    derivative: float = option(0.0, 0.0)  # kd of "pid"
-    move: str = option("orthant", choices=MOVES)
-    start: float | None = option(None)  # first multiplier; none: 0, or 1 for "exponentiated"
+    limit: float | None = option(None)
+    limits: tuple[float, ...] = option(())  # one for each class of prompts, instead of `limit`
+    class_column: str = option("")  # the column that holds the class of a prompt, 0, 1, ...
+    kind: str = option("", choices=("", *KINDS))  # "": length and kl by their names, else mean
+    cost: str = option("")  # a shipped function, or `module:function`; "" is the name
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the function
+    threshold: float | None = option(None)  # of a rate: what counts is a cost above it
     most: float = option(100.0, 0.0, open_low=True)  # cap of the multiplier
-    delay: int = option(0, 0)  # steps before the first move
+    least: float = option(1e-3, 0.0, open_low=True)  # its floor under the multiplicative moves
+    start: float | None = option(None)  # none: 0, or 1 for the multiplicative moves
+    unit: float | None = option(None, 0.0, open_low=True)  # violations are counted in it; none: max(1, |limit|)
+    step: float | None = option(None, 0.0)
+    theta: float | None = option(None, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,36 +316,31 @@ def resolve(recipe: Recipe) -> Recipe:
         )
     if [n for n in (recipe.mesh.data, recipe.mesh.fsdp, recipe.mesh.tensor) if n == 0]:
         raise InvalidOption("an axis of mesh is 0; expected -1 or a number of devices")
-    names = [constraint.name for constraint in recipe.constraints]
-    if len(set(names)) < len(names):
-        raise InvalidOption(f"constraints have the names {', '.join(names)}; expected each once")
     if too_many := [k for k in recipe.evaluation.k if k > recipe.evaluation.samples]:
         raise InvalidOption(f"evaluation.k has {too_many[0]}; expected at most evaluation.samples")
     rate = recipe.optimiser.learning_rate or (1e-5 if recipe.lora.rank else 1e-6)
     decay = recipe.optimiser.decay_steps or max(1, training.steps * objective.passes * objective.minibatches)
     return dataclasses.replace(
         recipe,
-        constraints=tuple(_resolved(constraint, training.steps) for constraint in recipe.constraints),
+        constraints=tuple(_resolved(constraint, recipe) for constraint in recipe.constraints),
         optimiser=dataclasses.replace(recipe.optimiser, learning_rate=rate, decay_steps=decay),
     )
 
 
-def _resolved(constraint: ConstraintConfig, steps: int) -> ConstraintConfig:
-    """Step, theta and start filled in (llm_trainer 3.5: what damps is theta times step, 5 here)."""
+def _resolved(constraint: ConstraintConfig, recipe: Recipe) -> ConstraintConfig:
+    """Kind, cost, step and theta filled in (llm_trainer 3.5: what damps is theta times step, 5 here)."""
     full = f"constraints.{constraint.name}"
-    step = min(1.0, 200 / max(steps, 1)) if constraint.step is None else constraint.step
-    theta = constraint.theta
-    if theta is None:
-        theta = 5 / step if step and constraint.signal in ("extrapolated", "pid") else 0.0
-    grows = constraint.move == "exponentiated"
-    start = constraint.start if constraint.start is not None else (1.0 if grows else 0.0)
-    if constraint.equality and (grows or constraint.at_least):
-        raise InvalidOption(f"{full}.equality is on; the multiplier has either sign, so move is orthant, no at_least")
-    if (not constraint.equality and not (0 <= start <= constraint.most)) or (grows and start == 0):
-        least = "above 0" if grows else "at least 0"
-        raise InvalidOption(f"{full}.start is {start}; expected {least} and at most {full}.most, {constraint.most}")
+    dual = recipe.objective.dual
+    first = lambda *values: next(value for value in values if value is not None)
+    step = first(constraint.step, dual.step, min(1.0, 200 / max(recipe.training.steps, 1)))
+    theta = first(constraint.theta, dual.theta, 5 / step if step else 0.0)
+    if (constraint.limit is None) == (not constraint.limits):
+        raise InvalidOption(f"{full}.limit is {constraint.limit}; expected a number, or limits for the classes")
+    if bool(constraint.limits) != bool(constraint.class_column):
+        raise InvalidOption(f"{full}.limits and {full}.class_column go together; expected both or neither")
     cost = constraint.cost or constraint.name
-    return dataclasses.replace(constraint, cost=cost, step=step, theta=theta, start=start)
+    kind = constraint.kind or (cost if cost in ("length", "kl") else "mean")
+    return dataclasses.replace(constraint, cost=cost, kind=kind, step=step, theta=theta)
 
 
 def flat(recipe: Recipe) -> dict[str, tuple[Any, bool]]:
