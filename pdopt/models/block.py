@@ -14,6 +14,7 @@ from jax import lax
 
 from pdopt.models.attention import rotate
 from pdopt.models.config import DecoderConfig
+from pdopt.models.lora import Low
 
 
 def norm(x: Any, weight: Any, epsilon: float) -> Any:
@@ -29,14 +30,16 @@ def norm(x: Any, weight: Any, epsilon: float) -> Any:
 
 
 def linear(part: Any, name: str, x: Any, axes: int = 1) -> Any:
-    """`x W + b`, the last `axes` axes of x with the first of W; b where the part has it.
+    """`x W + b + (x A) B`, the last `axes` axes of x with the first of W; the bias and the adapter where there are any.
 
     Example:
         >>> print(linear({"up": jnp.ones((2, 3)), "up_bias": jnp.ones(3)}, "up", jnp.ones((1, 2))))
         [[3. 3. 3.]]
     """
     out = jnp.tensordot(x, part[name].astype(x.dtype), axes)
-    bias = part.get(f"{name}_bias")
+    bias, low = part.get(f"{name}_bias"), part.get(f"{name}_low")
+    if low is not None:
+        out = out + jnp.tensordot(jnp.tensordot(x, low.a.astype(x.dtype), axes), low.b.astype(x.dtype), 1)
     return out if bias is None else out + bias.astype(x.dtype)
 
 
@@ -80,9 +83,23 @@ def packed(config: DecoderConfig, layer: Any) -> Any:
 
 
 def _side_by_side(part: Any, names: tuple[str, ...], inputs: int) -> Any:
+    """Weights, biases and adapters of `names` next to each other, and the rest of the part."""
     whole = "_".join(names) if len(names) == 2 else "".join(names)
-    made = {key: value for key, value in part.items() if key.removesuffix("_bias") not in names}
-    made[whole] = jnp.concatenate([part[name].reshape(inputs, -1) for name in names], axis=1)
+    made = {key: value for key, value in part.items() if key.split("_")[0] not in names or key.endswith("_norm")}
+    flat = [part[name].reshape(inputs, -1) for name in names]
+    made[whole] = jnp.concatenate(flat, axis=1)
     if f"{names[0]}_bias" in part:
         made[f"{whole}_bias"] = jnp.concatenate([part[f"{name}_bias"].ravel() for name in names])
+    low = {name: part[f"{name}_low"] for name in names if f"{name}_low" in part}
+    if low:
+        # B becomes block diagonal: one product more for all, where apart each module would need two.
+        rows = [
+            jnp.concatenate([
+                low[name].b.reshape(low[name].b.shape[0], -1) if other == name
+                else jnp.zeros((low[name].b.shape[0], weight.shape[1]), low[name].b.dtype)
+                for other, weight in zip(names, flat)
+            ], axis=1)
+            for name in low
+        ]  # fmt: skip
+        made[f"{whole}_low"] = Low(jnp.concatenate([one.a for one in low.values()], axis=1), jnp.concatenate(rows))
     return made

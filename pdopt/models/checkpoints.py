@@ -182,8 +182,12 @@ def export(
         shard_bytes: largest file.
 
     Raises:
-        InvalidOption: the folder has files in it.
+        InvalidOption: the folder has files in it, or the model has adapters.
     """
+    if model.adapters is not None:
+        raise InvalidOption(
+            "model has adapters; lora.merge(model) adds them to the weights, lora.export_adapters writes them"
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):

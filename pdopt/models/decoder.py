@@ -18,6 +18,7 @@ from pdopt.errors import InvalidOption, require_shape
 from pdopt.models.attention import attend, causal_mask, default_kernel, rotations
 from pdopt.models.block import norm, packed, project, residual
 from pdopt.models.config import DecoderConfig
+from pdopt.models.lora import Adapters, beside, merged
 from pdopt.types import record
 
 REMATS = ("none", "full", "dots")
@@ -61,6 +62,7 @@ class Decoder:
         params: nested dictionary of arrays, as `config.shapes` has them.
         config: `DecoderConfig`.
         execution: how it runs.
+        adapters: low-rank changes of the layers' weights (`lora.init`); None: none, the weights alone.
 
     Example:
         >>> config = DecoderConfig(vocabulary=32, width=8, depth=1, heads=2, kv_heads=1, head_dim=4, hidden=16)
@@ -72,6 +74,7 @@ class Decoder:
     params: Any
     config: DecoderConfig
     execution: Execution = DEFAULT
+    adapters: Adapters | None = None
 
     def __call__(self, tokens: Any, positions: Any = None, valid: Any = None) -> Any:
         """Logits of every position; `valid (b, t)` marks real tokens, `positions` defaults to counting them."""
@@ -81,7 +84,8 @@ class Decoder:
         """The last hidden states `(b, t, width)`, normalised."""
         positions, valid = _placed(tokens, positions, valid)
         mask = causal_mask(positions, valid)
-        return run_layers(self.config, self.execution, self.params, tokens, positions, mask)
+        params = {**self.params, "layers": beside(self.params["layers"], self.adapters)}
+        return run_layers(self.config, self.execution, params, tokens, positions, mask)
 
     def logits(self, hidden: Any) -> Any:
         """`hidden @ head` in float32."""
@@ -180,10 +184,18 @@ def extend(
 def packed_layers(model: Decoder) -> tuple[Any, ...]:
     """The layers apart, with q, k, v side by side in `qkv` and gate, up in `gate_up`: fewer, wider products.
 
-    The same numbers; worth it where many small steps read the same weights.
+    The same numbers; worth it where many small steps read the same weights. Adapters are added to weights that are kept
+    and used in float32; in half precision the sum would round most of an adapter away, so there they stay apart.
     """
-    config = model.config
-    return tuple(packed(config, slice_layer(model.params["layers"], number)) for number in range(config.depth))
+    whole = min(jnp.dtype(dtype).itemsize for dtype in (model.params["embed"].dtype, compute_dtype(model))) >= 4
+    layers = (merged if whole else beside)(model.params["layers"], model.adapters)
+    return tuple(packed(model.config, slice_layer(layers, number)) for number in range(model.config.depth))
+
+
+def compute_dtype(model: Decoder) -> Any:
+    """The dtype of products and activations."""
+    compute = model.execution.compute
+    return jnp.dtype(model.params["embed"].dtype if compute is None else compute)
 
 
 def empty_cache(config: DecoderConfig, batch: int, length: int, dtype: Any) -> Cache:

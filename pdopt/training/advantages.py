@@ -47,7 +47,7 @@ class Scales(NamedTuple):
         """`(s_r, s_1, ..., s_K)`: standard deviations plus eps; 1 where nothing was seen yet."""
         seen = self.weight > 0
         mean = self.variance / jnp.where(seen, self.weight, jnp.ones_like(self.weight))
-        return jnp.where(seen, jnp.sqrt(mean) + eps, jnp.ones_like(mean))
+        return jnp.where(seen, _root(mean) + eps, jnp.ones_like(mean))
 
 
 def centre(x: Any, axis: int = -1) -> Any:
@@ -95,7 +95,7 @@ def batch_normalise(x: Any, eps: Any = 1e-4, axes: Axes = ()) -> Any:
     """
     x, present = _scores(x)
     deviation, variance, _ = _moments(x, present, axes)
-    return deviation / (jnp.sqrt(variance)[..., None, None] + eps)
+    return deviation / (_root(variance)[..., None, None] + eps)
 
 
 def leave_one_out(x: Any) -> Any:
@@ -114,7 +114,8 @@ def step_advantage(rewards: Any, active: Any, gamma: Any = 1.0) -> Any:
 
         G_t = sum_{s >= t} gamma^(s - t) r_s,    A_t = G_t - mean over active members of G_t
 
-    Without the mean, rewards of positive mean reward length itself (hongruhou89/ProRL).
+    Rewards whose mean is not 0 reward length itself, and this baseline alone does not undo it: take a running mean off
+    the rewards first (hongruhou89/ProRL).
 
     Args:
         rewards: `(..., P, G, S)`; a step without a reward counts 0.
@@ -307,7 +308,13 @@ def _scores(x: Any) -> tuple[Any, Any]:
 
 def _spread(deviation: Any, present: Any, ddof: int) -> Any:
     count = jnp.sum(present, axis=-1, keepdims=True)
-    return jnp.sqrt(jnp.sum(deviation**2, axis=-1, keepdims=True) / jnp.maximum(count - ddof, 1))
+    return _root(jnp.sum(deviation**2, axis=-1, keepdims=True) / jnp.maximum(count - ddof, 1))
+
+
+def _root(square: Any) -> Any:
+    """The square root, with gradient 0 at 0."""
+    positive = square > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
 
 
 def _moments(x: Any, present: Any, axes: Axes) -> tuple[Any, Any, Any]:
