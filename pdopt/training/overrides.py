@@ -75,8 +75,8 @@ def override(tables: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any
         InvalidOption: no `=`, no section, or a constraint that is not there.
 
     Example:
-        >>> override({"data": {"seed": 0}}, ["data.seed=3", "data.task=sort", "mesh.fsdp=2"])
-        {'data': {'seed': 3, 'task': 'sort'}, 'mesh': {'fsdp': 2}}
+        >>> override({"data": {"seed": 0}}, ["data.seed=3", "data.source=sort", "mesh.fsdp=2"])
+        {'data': {'seed': 3, 'source': 'sort'}, 'mesh': {'fsdp': 2}}
     """
     made: dict[str, Any] = {name: _copied(value) for name, value in tables.items()}
     for change in changes:

@@ -16,8 +16,12 @@ from pdopt.errors import InvalidOption, unknown_name
 from pdopt.training.overrides import SUFFIXES, override, read_tables
 from pdopt.training.settings import as_table, as_toml, build, option
 
-LOSSES = ("grpo", "bnpo", "dapo", "dr_grpo", "gspo", "gspo_token", "cispo", "rloo", "reinforce++", "sapo", "sft")
-FORMS = ("lagrangian", "centred", "joint", "separate")
+LOSSES = (
+    "grpo", "bnpo", "dapo", "dr_grpo", "reinforce++", "gspo", "gspo_token", "cispo", "sapo", "reinforce", "rloo",
+    "mdpo", "sft",
+)  # fmt: skip
+FORMS = ("lagrangian", "centred", "joint", "separate", "leave_one_out", "batch")
+PUBLISHED = {"dr_grpo": "centred", "rloo": "leave_one_out", "reinforce++": "batch"}
 KINDS = ("mean", "rate", "at_least", "equality", "kl", "length")
 SIGNALS = ("extrapolated", "plain", "averaged", "pid", "positional")
 MOVES = ("projection", "entropic", "logarithmic")
@@ -57,19 +61,22 @@ class LoRAConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Where prompts come from: a generated task, or a data set."""
+    """Where prompts come from (`pdopt.training.tables.open_source`), and how they become tokens."""
 
-    task: str = option("")  # a generated task, see `pdopt.training.tasks`
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)  # its arguments
-    path: str = option("")  # .jsonl, .json, .parquet, .csv, or a hub id
-    split: str = option("train")
-    rows: int = option(0, 0)  # rows to use; 0: all of a data set, 4096 of a generated task
-    held_out: int = option(64, 0)  # rows kept apart for evaluation
+    source: str = option("")  # a generated task, a .jsonl, .json, .parquet or .csv file, or a hub id
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # of a task
+    split: str = option("")  # "": train
+    subset: str = option("")  # configuration of a hub's data set
+    evaluation_split: str = option("", may_differ=True)  # "": test of a task; else held_out rows are kept apart
+    held_out: int = option(64, 0)  # rows kept for evaluation where there is no split for it
     prompt: str = option("prompt")  # column of the prompt, text or messages
     completion: str = option("answer")  # column of the text that supervised training learns
-    prompt_length: int = option(256, 1)  # longest prompt, tokens
-    too_long: str = option("error", choices=("error", "truncate"))  # truncate keeps the end
+    as_message: bool = option(False)  # a text becomes the user's message
+    system: str = option("")  # message put first where there is none
     template: dict[str, Any] = dataclasses.field(default_factory=dict)  # further arguments of the chat template
+    longest: int = option(256, 1)  # tokens of a prompt
+    overlong: str = option("error", choices=("error", "drop"))  # what a longer one is
+    shuffle: bool = option(True)
     seed: int = option(0, 0)
 
 
@@ -113,10 +120,10 @@ class ObjectiveConfig:
     """What the policy ascends, and how constraints enter."""
 
     loss: str = option("dapo", choices=LOSSES)
-    advantage: str = option("lagrangian", choices=FORMS)
+    advantage: str = option("", choices=("", *FORMS))  # "": what the loss was published with, else lagrangian
     rewards: tuple[RewardConfig, ...] = option((RewardConfig("exact_match"),))
-    epsilon_low: float = option(0.2, 0.0)  # the ratio is kept above 1 - this
-    epsilon_high: float = option(0.28, 0.0)  # and below 1 + this
+    epsilon_low: float | None = option(None, 0.0)  # the ratio is kept above 1 - this; none: the loss's own
+    epsilon_high: float | None = option(None, 0.0)  # and below 1 + this
     dual_clip: float | None = option(None, 1.0)
     kl: float = option(0.0, 0.0)  # weight of KL(policy || reference) in the loss; as a budget it is a constraint
     kl_estimator: str = option("k2", choices=("k1", "k2", "k3"))
@@ -293,14 +300,14 @@ def resolve(recipe: Recipe) -> Recipe:
     Raises:
         InvalidOption: values that contradict each other; the keys are named.
     """
-    data, training, objective = recipe.data, recipe.training, recipe.objective
-    if data.task and data.path:
-        raise InvalidOption(f"data.task is {data.task!r} and data.path is {data.path!r}; expected one of them")
+    training, objective = recipe.training, recipe.objective
     if not recipe.model.path and recipe.model.heads % recipe.model.kv_heads:
         raise InvalidOption(f"model.heads is {recipe.model.heads}; expected a multiple of model.kv_heads")
-    grouped = objective.loss not in ("sft", "reinforce++")
-    if grouped and training.steps and training.group < 2:
-        raise InvalidOption(f"training.group is {training.group}; {objective.loss} compares completions: at least 2")
+    if objective.loss == "sft" and recipe.constraints:
+        raise InvalidOption("objective.loss is 'sft' and there are constraints; expected none: nothing is sampled")
+    form = objective.advantage or PUBLISHED.get(objective.loss, "lagrangian")
+    if objective.loss != "sft" and form != "batch" and training.group < 2:
+        raise InvalidOption(f"training.group is {training.group}; the {form} advantage compares 2 at least")
     rows = training.prompts * training.group
     if objective.minibatches > training.prompts or training.prompts % objective.minibatches:
         raise InvalidOption(
@@ -322,6 +329,7 @@ def resolve(recipe: Recipe) -> Recipe:
     decay = recipe.optimiser.decay_steps or max(1, training.steps * objective.passes * objective.minibatches)
     return dataclasses.replace(
         recipe,
+        objective=dataclasses.replace(objective, advantage=form),
         constraints=tuple(_resolved(constraint, recipe) for constraint in recipe.constraints),
         optimiser=dataclasses.replace(recipe.optimiser, learning_rate=rate, decay_steps=decay),
     )

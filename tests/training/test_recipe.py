@@ -7,12 +7,12 @@ import tomllib
 import pytest
 
 from pdopt.errors import InvalidFile, InvalidOption
-from pdopt.training import advantages, constraint_kinds, constraints
+from pdopt.training import advantages, constraint_kinds, constraints, objectives
 from pdopt.training import recipe as recipe_module
 from pdopt.training.overrides import override, read_tables
 from pdopt.training.recipe import Recipe, find_recipe, flat, make_recipe, read_recipe, shipped
 
-TASK = {"data": {"task": "arithmetic"}}
+TASK = {"data": {"source": "arithmetic"}}
 
 
 def made(**sections):
@@ -28,7 +28,10 @@ def made(**sections):
         ({"constraints": [{"name": "length"}]}, "constraints.length.limit is None; expected a number, or limits"),
         ({"constraints": [{"name": "a", "limits": [1.0]}]}, "constraints.a.limits and constraints.a.class_column go"),
         ({"constraints": [{"name": "a", "limit": 1, "kind": "rat"}]}, "unknown constraints.a.kind 'rat'; did you"),
-        ({"objective": {"dual": {"move": "projct"}}}, "unknown objective.dual.move 'projct'; did you mean 'projection'"),
+        (
+            {"objective": {"dual": {"move": "projct"}}},
+            "unknown objective.dual.move 'projct'; did you mean 'proj",
+        ),
         ({"constraints": {"name": "length"}}, "constraints is {'name': 'length'}; expected a list"),
         ({"optimiser": {"learning_rate": "fast"}}, "optimiser.learning_rate is 'fast'; expected a number"),
         ({"optimiser": {"learning_rate": "1e-4"}}, "optimiser.learning_rate is '1e-4'; expected a number"),
@@ -36,7 +39,7 @@ def made(**sections):
         ({"optimiser": {"learning_rate": float("nan")}}, "optimiser.learning_rate is nan"),
         ({"training": {"steps": 3.5}}, "training.steps is 3.5; expected a whole number"),
         ({"training": {"steps": True}}, "training.steps is True; expected a whole number"),
-        ({"training": {"group": 1}}, "training.group is 1; dapo compares completions: at least 2"),
+        ({"training": {"group": 1}}, "training.group is 1; the lagrangian advantage"),
         ({"training": {"micro_rows": 7}}, "training.micro_rows is 7; expected a divisor of the 128 rows"),
         ({"objective": {"minibatches": 3}}, "objective.minibatches is 3; expected a divisor of training.prompts, 16"),
         ({"objective": {"loss": "dappo"}}, "unknown objective.loss 'dappo'; did you mean 'dapo'"),
@@ -46,7 +49,10 @@ def made(**sections):
         ({"lora": {"targets": ["q", "w"]}}, r"unknown lora.targets\[1\] 'w'"),
         ({"lora": {"targets": "q"}}, "lora.targets is 'q'; expected a list of a text"),
         ({"mesh": {"fsdp": 0}}, "an axis of mesh is 0"),
-        ({"data": {"task": "a", "path": "b"}}, "data.task is 'a' and data.path is 'b'"),
+        (
+            {"objective": {"loss": "sft"}, "constraints": [{"name": "length", "limit": 1}]},
+            "loss is 'sft' and",
+        ),
         ({"evaluation": {"k": [16]}}, "evaluation.k has 16; expected at most evaluation.samples"),
         ({"objective": {"rewards": [{"weight": 1.0}]}}, r"objective.rewards\[0\].name is missing; expected a text"),
     ],
@@ -71,9 +77,10 @@ def test_what_depends_on_others_is_filled_in():
 
 def test_the_choices_are_those_of_the_modules_that_read_them():
     """The recipe names them itself, so that reading one needs no JAX."""
-    assert set(recipe_module.FORMS) == set(advantages.FORMS)
+    assert set(recipe_module.FORMS) == {*advantages.FORMS, "leave_one_out", "batch"}
     assert set(recipe_module.KINDS) == set(constraint_kinds.KINDS)
     assert set(recipe_module.MOVES) == set(constraints.MOVES)
+    assert set(recipe_module.LOSSES) == {*objectives.LOSSES, "sft"}
 
 
 def test_names_stand_for_tables_and_numbers_for_floats():
@@ -89,7 +96,7 @@ def test_shipped_recipes_read_back_as_written(name):
 
 def test_strange_texts_are_written_as_they_are():
     recipe = made(
-        sampling={"stop": ['a"b\\c\n\t\x01é', ""]}, data={"task": "a", "options": {"odd key": [1, {"b": 2.5}]}}
+        sampling={"stop": ['a"b\\c\n\t\x01é', ""]}, data={"source": "a", "settings": {"odd key": [1, {"b": 2.5}]}}
     )
     assert make_recipe(tomllib.loads(recipe.as_toml())) == recipe
 
@@ -97,10 +104,10 @@ def test_strange_texts_are_written_as_they_are():
 def test_overrides_reach_sections_and_named_constraints():
     tables = {"constraints": [{"name": "length", "limit": 3.0}, "format"], "data": {"seed": 1}}
     found = override(
-        tables, ["constraints.length.limit=5", "constraints.format.limit=0.9", "data.task = sort", "a.b.c=x=y"]
+        tables, ["constraints.length.limit=5", "constraints.format.limit=0.9", "data.source = sort", "a.b.c=x=y"]
     )
     assert found["constraints"] == [{"name": "length", "limit": 5}, {"name": "format", "limit": 0.9}]
-    assert found["data"] == {"seed": 1, "task": "sort"}
+    assert found["data"] == {"seed": 1, "source": "sort"}
     assert found["a"] == {"b": {"c": "x=y"}}
     assert tables["constraints"][0]["limit"] == 3.0, "the tables given are not changed"
 
@@ -120,7 +127,8 @@ def test_overrides_that_mean_nothing(change, words):
     with pytest.raises(InvalidOption, match=words):
         make_recipe(
             override(
-                {**TASK, "data": {"seed": 1, "task": "a"}, "constraints": [{"name": "length", "limit": 1.0}]}, [change]
+                {**TASK, "data": {"seed": 1, "source": "a"}, "constraints": [{"name": "length", "limit": 1.0}]},
+                [change],
             )
         )
 
@@ -146,11 +154,13 @@ def test_files_that_are_no_recipes(tmp_path, name, text, words):
 
 def test_yaml_reads_as_toml_does(tmp_path):
     """PyYAML reads 1e-4 as text; where a number is expected it is one."""
-    (tmp_path / "a.yaml").write_text("data: {task: arithmetic}\noptimiser: {learning_rate: 1e-4}\nmodel: {width: 16}\n")
+    (tmp_path / "a.yaml").write_text(
+        "data: {source: arithmetic}\noptimiser: {learning_rate: 1e-4}\nmodel: {width: 16}\n"
+    )
     recipe = read_recipe(tmp_path / "a.yaml")
     assert (recipe.optimiser.learning_rate, recipe.model.width) == (1e-4, 16)
     assert recipe == made(optimiser={"learning_rate": 1e-4}, model={"width": 16})
-    (tmp_path / "b.yaml").write_text("data: {task: arithmetic}\nmodel: {tied: 'yes'}\n")
+    (tmp_path / "b.yaml").write_text("data: {source: arithmetic}\nmodel: {tied: 'yes'}\n")
     with pytest.raises(InvalidOption, match=r"model\.tied is 'yes'"):
         read_recipe(tmp_path / "b.yaml")
 
