@@ -19,6 +19,7 @@ from pdopt.models.attention import attend, causal_mask, default_kernel, rotation
 from pdopt.models.block import norm, packed, project, residual
 from pdopt.models.config import DecoderConfig
 from pdopt.models.lora import Adapters, beside, merged
+from pdopt.models.sharding import RESIDUAL, constrain, lookup, split_heads
 from pdopt.types import record
 
 REMATS = ("none", "full", "dots")
@@ -32,12 +33,14 @@ class Execution(NamedTuple):
         kernel: attention kernel; None chooses by backend.
         unroll: run the layers in a Python loop instead of a scan.
         remat: what the backward pass recomputes: "none", "full" (all but block inputs), "dots" (all but products).
+        mesh: where activations are split (`sharding.make_mesh`); None leaves them to the compiler.
     """
 
     compute: Any = None
     kernel: str | None = None
     unroll: bool = False
     remat: str = "none"
+    mesh: Any = None
 
 
 DEFAULT = Execution()
@@ -89,14 +92,14 @@ class Decoder:
 
     def logits(self, hidden: Any) -> Any:
         """`hidden @ head` in float32."""
-        return jnp.matmul(
-            hidden, head(self.config, self.params).astype(hidden.dtype), preferred_element_type=jnp.float32
-        )
+        matrix = head(self.config, self.params, self.execution.mesh).astype(hidden.dtype)
+        logits = jnp.matmul(hidden, matrix, preferred_element_type=jnp.float32)
+        return constrain(logits, self.execution.mesh, "batch", *(None,) * (hidden.ndim - 2), "vocab")
 
 
-def head(config: DecoderConfig, params: Any) -> Any:
-    """The matrix `(width, vocabulary)` that makes logits."""
-    return params["embed"].T if config.tied else params["head"]
+def head(config: DecoderConfig, params: Any, mesh: Any = None) -> Any:
+    """The matrix `(width, vocabulary)` that makes logits; on a mesh its width is whole on every device."""
+    return constrain(params["embed"].T if config.tied else params["head"], mesh, None, "vocab")
 
 
 def initialise(config: DecoderConfig, key: Any, dtype: Any = jnp.float32) -> Any:
@@ -141,9 +144,11 @@ def _placed(tokens: Any, positions: Any, valid: Any) -> tuple[Any, Any]:
 def run_layers(config: DecoderConfig, execution: Execution, params: Any, tokens: Any, positions: Any, mask: Any) -> Any:
     """Normalised hidden states of a block of tokens that see each other through `mask (b, t, t)`."""
     h, turned, kernel = _enter(config, execution, params, tokens, positions)
+    mesh = execution.mesh
 
     def block(h: Any, layer: Any) -> tuple[Any, None]:
-        q, k, v = project(config, layer, h, turned)
+        h = constrain(h, mesh, *RESIDUAL)
+        q, k, v = split_heads(mesh, *project(config, layer, h, turned))
         return residual(config, layer, h, attend(q, k, v, mask, kernel)), None
 
     block = _checkpointed(block, execution.remat)
@@ -168,12 +173,15 @@ def extend(
         cache: what was seen before.
         at: the column of the first new token, the same in every row.
     """
-    config = model.config
+    config, mesh = model.config, model.execution.mesh
     h, turned, kernel = _enter(config, model.execution, model.params, tokens, positions)
     keys, values = [], []
-    write = lambda old, new: lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), at, 1)
+    write = lambda old, new: constrain(
+        lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), at, 1), mesh, "batch", None, "kv_heads", None
+    )
     for number, layer in enumerate(layers):
-        q, k, v = project(config, layer, h, turned)
+        h = constrain(h, mesh, *RESIDUAL)
+        q, k, v = split_heads(mesh, *project(config, layer, h, turned))
         keys.append(write(cache.keys[number], k))
         values.append(write(cache.values[number], v))
         seen = attend(q, keys[-1].astype(q.dtype), values[-1].astype(q.dtype), mask, kernel)
@@ -213,7 +221,8 @@ def slice_layer(layers: Any, number: int) -> Any:
 def _enter(config: DecoderConfig, execution: Execution, params: Any, tokens: Any, positions: Any) -> Any:
     dtype = params["embed"].dtype if execution.compute is None else jnp.dtype(execution.compute)
     kernel = default_kernel(dtype) if execution.kernel is None else execution.kernel
-    return params["embed"][tokens].astype(dtype), rotations(config.rope, config.head_dim, positions), kernel
+    h = lookup(params["embed"], tokens, dtype, execution.mesh)
+    return h, rotations(config.rope, config.head_dim, positions), kernel
 
 
 def _checkpointed(block: Any, remat: str) -> Any:
