@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-from benchmarks import allocation, assignment, balancing, linear, matching, transport
+from benchmarks import allocation, assignment, balancing, generation, linear, matching, transport
 from benchmarks.claims import failed
 from benchmarks.harness import Options
 from benchmarks.instances import FAMILIES
@@ -24,6 +24,7 @@ COMPARISONS = {
     "allocation": allocation,
     "matching": matching,
     "balancing": balancing,
+    "generation": generation,
 }
 
 

@@ -1,8 +1,8 @@
 """The `pdopt` command: parsing, and the one place where everything that can go wrong becomes a line and an exit code.
 
-Exit codes: 0 solved; 1 internal error; 2 bad arguments or input; 3 stopped at a limit; 4 infeasible or unbounded;
-5 numerical error; 130 and 143 stopped by SIGINT and SIGTERM, after saving. With `--json`, standard output holds one
-JSON object whatever the outcome; everything else is said on standard error.
+Exit codes: 0 solved or finished; 1 internal error; 2 bad arguments or input; 3 stopped at a limit; 4 infeasible or
+unbounded; 5 numerical error; 130 and 143 stopped by SIGINT and SIGTERM, after saving. With `--json`, standard output
+holds one JSON object whatever the outcome; everything else is said on standard error.
 """
 
 import os
@@ -16,13 +16,20 @@ from typing import Annotated, Any, NoReturn, cast
 import typer
 from typer.main import get_command
 
+from pdopt.cli.generate import GenerateOutcome, generate
+from pdopt.cli.models import InspectOutcome, models
 from pdopt.cli.outcomes import INTERNAL, REFUSED, Outcome, Stopped, exit_code, sigterm_raises, stoppable, versions
-from pdopt.cli.solve import solve
+from pdopt.cli.solve import SolveOutcome, solve
 from pdopt.errors import PdoptError
 from pdopt.runtime.cache import enable_compilation_cache, set_cpu_flags
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.command()(stoppable(solve))
+app.command()(stoppable(generate))
+app.add_typer(models, name="models")
+
+# Command -> what it fills in; chosen before its arguments are read, so that a refusal has the command's own object.
+OUTCOMES: dict[str, type[Outcome]] = {"solve": SolveOutcome, "generate": GenerateOutcome, "models": InspectOutcome}
 
 # The base of everything that parsing refuses: its module moved between releases of typer, its place here did not.
 _UsageError = cast(type[Exception], typer.BadParameter.__mro__[2])
@@ -36,15 +43,17 @@ def _show_version(asked: bool) -> None:
 
 @app.callback()
 def _root(
+    ctx: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Constrained optimisation by primal-dual methods.
+    """Constrained optimisation by primal-dual methods, and language models trained under constraints.
 
-    Exit codes: 0 solved, 1 internal error, 2 bad arguments or input, 3 limit reached, 4 infeasible or unbounded,
-    5 numerical error, 130 interrupted, 143 terminated. PDOPT_TRACEBACK=1 shows the traceback of an error.
+    Exit codes: 0 solved or finished, 1 internal error, 2 bad arguments or input, 3 limit reached, 4 infeasible or
+    unbounded, 5 numerical error, 130 interrupted, 143 terminated. PDOPT_TRACEBACK=1 shows the traceback of an error.
     """
+    ctx.obj.outcome = OUTCOMES.get(ctx.invoked_subcommand or "", Outcome)()
 
 
 @dataclass
@@ -75,33 +84,33 @@ def execute(arguments: Sequence[str], startup: Callable[[], Any] = lambda: None)
     """
     as_json = "--json" in arguments
     session = Session(startup=startup)
-    outcome = session.outcome
     try:
         with sigterm_raises(), warnings.catch_warnings():
-            _say_warnings(outcome)
+            _say_warnings(session)
             done = get_command(app).main(list(arguments), prog_name="pdopt", obj=session, standalone_mode=False)
         if not done:  # --help and --version have said all there is
             return 0
-        if done is not outcome:
-            outcome.fail(int(done), f"stopped with exit code {done}")
+        if done is not session.outcome:
+            session.outcome.fail(int(done), f"stopped with exit code {done}")
     except _UsageError as error:
-        outcome.fail(REFUSED, error.format_message(), error)  # pyright: ignore[reportAttributeAccessIssue]
+        session.outcome.fail(REFUSED, error.format_message(), error)  # pyright: ignore[reportAttributeAccessIssue]
     except PdoptError as error:
-        outcome.fail(REFUSED, str(error), error)
+        session.outcome.fail(REFUSED, str(error), error)
         _show_traceback()
     except (Stopped, KeyboardInterrupt) as error:
         number = error.signal if isinstance(error, Stopped) else 2
-        outcome.fail(exit_code("interrupted", number), f"{error}; nothing was saved", error, "interrupted")
+        session.outcome.fail(exit_code("interrupted", number), f"{error}; nothing was saved", error, "interrupted")
     except Exception as error:  # the last line of defence: said in one line, with the way to the whole story
         shown = _show_traceback()
         hint = "" if shown else " (PDOPT_TRACEBACK=1 shows the traceback)"
-        outcome.fail(INTERNAL, f"internal error, {type(error).__name__}: {error}{hint}", error)
+        session.outcome.fail(INTERNAL, f"internal error, {type(error).__name__}: {error}{hint}", error)
+    outcome = session.outcome
     if outcome.status == "error" or outcome.error is not None:
         print(f"pdopt: {outcome.message}", file=sys.stderr, flush=True)
     if as_json:
         _print(outcome.as_json())
-    elif outcome.iterations is not None:
-        _print(outcome.summary())
+    elif shown := outcome.summary():
+        _print(shown)
     return outcome.code
 
 
@@ -121,13 +130,13 @@ def _show_traceback() -> bool:
     return shown
 
 
-def _say_warnings(outcome: Outcome) -> None:
+def _say_warnings(session: Session) -> None:
     """Warnings as one line each, and in the outcome; notices to programmers are not for the user of a command."""
 
     def say(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
         text = " ".join(str(message).split())
-        if text not in outcome.warnings:
-            outcome.warnings.append(text)
+        if text not in session.outcome.warnings:
+            session.outcome.warnings.append(text)
             print(f"pdopt: warning: {text}", file=sys.stderr, flush=True)
 
     warnings.resetwarnings()

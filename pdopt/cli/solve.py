@@ -5,14 +5,15 @@ Everything that needs JAX is imported inside the command, after the arguments we
 
 import os
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
 
-from pdopt.cli.outcomes import INTERNAL, Outcome, exit_code
+from pdopt.cli.outcomes import INTERNAL, Outcome, exit_code, versions
 from pdopt.errors import InvalidOption, unknown_name
-from pdopt.runtime.progress import Progress
+from pdopt.runtime.progress import Progress, format_number, render_table
 
 METHODS = ("pdhg", "pdhg-constant", "pdhg-averaged")
 DTYPES = ("float64", "float32")
@@ -37,6 +38,94 @@ Plot = Annotated[Path | None, typer.Option(help="Draw them here (.png, .pdf, .sv
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No iteration log on standard error.")]
 
 
+@dataclass
+class SolveOutcome(Outcome):
+    """What is known of a solve.
+
+    Attributes:
+        file: the model's file as the user named it; name: the model's own name.
+        residuals, absolute: relative and absolute, by name (`primal`, `dual`, `gap`).
+        seconds: read, presolve (0: there is none yet), compile, solve.
+        problem: rows, columns, nonzeros.
+        notes: what the reader did to the file; files: what was written.
+    """
+
+    packages: ClassVar[tuple[str, ...]] = (*Outcome.packages, "highspy")
+
+    file: str | None = None
+    name: str | None = None
+    method: str | None = None
+    dtype: str | None = None
+    tolerance: float | None = None
+    objective: float | None = None
+    dual_objective: float | None = None
+    iterations: int | None = None
+    worst: float | None = None
+    residuals: dict[str, float | None] = field(default_factory=lambda: dict.fromkeys(("primal", "dual", "gap")))
+    absolute: dict[str, float | None] = field(default_factory=lambda: dict.fromkeys(("primal", "dual", "gap")))
+    seconds: dict[str, float | None] = field(
+        default_factory=lambda: dict.fromkeys(("read", "presolve", "compile", "solve"))
+    )
+    problem: dict[str, int | None] = field(default_factory=lambda: dict.fromkeys(("rows", "columns", "nonzeros")))
+    notes: list[str] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        """Every field of the JSON object, in its order."""
+        return {
+            "status": self.status,
+            "objective": self.objective,
+            "dual_objective": self.dual_objective,
+            "iterations": self.iterations,
+            "residuals": self.residuals,
+            "residuals_absolute": self.absolute,
+            "worst": self.worst,
+            "seconds": self.seconds,
+            "problem": self.problem,
+            "exit_code": self.code,
+            "message": self.message,
+            "error": self.error,
+            "file": self.file,
+            "name": self.name,
+            "method": self.method,
+            "dtype": self.dtype,
+            "tolerance": self.tolerance,
+            "notes": self.notes,
+            "warnings": self.warnings,
+            "files": self.files,
+            "versions": versions(self.packages),
+        }
+
+    def summary(self) -> str:
+        """The solution for people: what was solved, how it ended, how good it is; "" before there is one."""
+        if self.iterations is None:
+            return ""
+        sizes = ", ".join(f"{count} {what}" for what, count in self.problem.items())
+        result = [
+            ("objective", format_number(self.objective, ".10g")),
+            ("dual objective", format_number(self.dual_objective, ".10g")),
+            ("worst violation", format_number(self.worst, ".2e")),
+            ("iterations", format_number(self.iterations)),
+            *((f"{name} (s)", format_number(value, ".3f")) for name, value in self.seconds.items() if value),
+        ]
+        width = max(len(value) for _, value in result)
+        rows = [(name, value.rjust(width)) for name, value in result]
+        checks = [(f"{name} residual" if name != "gap" else name, self.residuals[name], self.absolute[name])
+                  for name in self.residuals]  # fmt: skip
+        formats = {"relative": ".2e", "absolute": ".2e"}
+        return "\n".join([
+            f"{self.name}: {sizes} ({self.method}, {self.dtype})",
+            *(f"note: {note}" for note in self.notes),
+            "",
+            self.message,
+            "",
+            render_table("", ("result", "value"), rows),
+            "",
+            render_table("", (f"tolerance {self.tolerance:g}", "relative", "absolute"), checks, formats),
+            *(["", *(f"{what} written to {path}" for what, path in self.files.items())] if self.files else []),
+        ])  # fmt: skip
+
+
 def solve(
     ctx: typer.Context,
     file: File,
@@ -52,9 +141,9 @@ def solve(
     history: History = None,
     plot: Plot = None,
     quiet: Quiet = False,
-) -> Outcome:
+) -> SolveOutcome:
     """Solve the linear program in FILE."""
-    outcome: Outcome = ctx.obj.outcome
+    outcome: SolveOutcome = ctx.obj.outcome
     outcome.file, outcome.method, outcome.dtype = str(file), method, dtype
     _check_choice("--method", method, METHODS)
     _check_choice("--dtype", dtype, DTYPES)
@@ -99,7 +188,7 @@ def solve(
 
 
 def _write(
-    outcome: Outcome, model: Any, found: Any, solution: Path | None, history: Path | None, plot: Path | None
+    outcome: SolveOutcome, model: Any, found: Any, solution: Path | None, history: Path | None, plot: Path | None
 ) -> None:
     """The files that were asked for."""
     if solution is not None:
@@ -156,7 +245,7 @@ def _method(name: str) -> Any:
     return {"pdhg": PDHG, "pdhg-constant": PDHG.constant, "pdhg-averaged": PDHG.averaged}[name]()
 
 
-def _describe(outcome: Outcome, model: Any) -> None:
+def _describe(outcome: SolveOutcome, model: Any) -> None:
     """Name, sizes and notes of the model."""
     import numpy as np
 
@@ -166,7 +255,7 @@ def _describe(outcome: Outcome, model: Any) -> None:
     outcome.problem.update(rows=rows, columns=columns, nonzeros=nonzeros)
 
 
-def _judge(outcome: Outcome, model: Any, report: Any) -> None:
+def _judge(outcome: SolveOutcome, model: Any, report: Any) -> None:
     """Status, numbers and the sentence that goes with them."""
     solution = report.solution
     status, r = solution.reason, solution.residuals

@@ -1,4 +1,4 @@
-"""Models in GGUF files (llama.cpp's format): read through the `gguf` package, dequantised straight into our tree.
+"""Models in GGUF files (llama.cpp's format), dequantised straight into our tree.
 
 A llama-family file stores the rows of q and k in the order of interleaved rope, pairs (0, 1), (2, 3), ...; ours, as
 Hugging Face's, is by halves: row `h, 2 i + s` there is row `h, s head_dim / 2 + i` here. Qwen files are by halves
@@ -6,6 +6,7 @@ already. Dequantised weights are float32: a file of 4-bit blocks gives the numbe
 """
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pdopt.errors import InvalidFile, InvalidOption
 from pdopt.models.checkpoints import assemble
 from pdopt.models.config import DecoderConfig, Rope
 from pdopt.models.decoder import DEFAULT, Decoder, Execution
+from pdopt.models.gguf_file import GGUFFile, read_gguf
 from pdopt.models.names import rules
 
 ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
@@ -35,40 +37,45 @@ _LAYER_NAMES = {
 _IGNORED = ("rope_freqs.weight",)
 
 
-def load_gguf(path: str | Path, *, dtype: Any = jnp.float32, execution: Execution = DEFAULT) -> Decoder:
+def load_gguf(
+    path: str | Path,
+    *,
+    dtype: Any = jnp.float32,
+    sharding: Callable[[str, tuple[int, ...]], Any] | None = None,
+    execution: Execution = DEFAULT,
+) -> Decoder:
     """The model of a GGUF file.
 
     Args:
         path: the file.
         dtype: of the parameters.
+        sharding: path, shape -> sharding of each parameter; None: JAX's default device.
         execution: how the decoder runs.
 
     Raises:
         InvalidFile: no such file, not GGUF, or its tensors do not fit its own configuration.
         InvalidOption: an architecture that is not implemented, or the `gguf` package is not installed.
     """
-    gguf, reader = _opened(Path(path))
-    tensors = {t.name: t for t in reader.tensors}
-    config = _config(Path(path), reader, tensors)
-    _match(Path(path), config, tensors)
+    return decoder_of(read_gguf(path), dtype=dtype, sharding=sharding, execution=execution)
+
+
+def decoder_of(
+    file: GGUFFile,
+    *,
+    dtype: Any = jnp.float32,
+    sharding: Callable[[str, tuple[int, ...]], Any] | None = None,
+    execution: Execution = DEFAULT,
+) -> Decoder:
+    """The model of an opened file; see `load_gguf`."""
+    config = config_of(file)
+    _match(file, config)
 
     def tensor(name: str) -> np.ndarray:
-        found = tensors[gguf_name(name)]
-        value = gguf.dequantize(found.data, found.tensor_type)
+        value = file.tensors[gguf_name(name)].values()
         heads = {"q_proj": config.heads, "k_proj": config.kv_heads}.get(name.split(".")[-2])
         return halves(value, heads) if heads and config.family == "llama" else value
 
-    return Decoder(assemble(config, tensor, dtype, None), config, execution)
-
-
-def load_tokenizer(path: str | Path) -> Any:
-    """The tokenizer, chat template included, that a GGUF file or a model folder carries (a transformers tokenizer)."""
-    from transformers import AutoTokenizer
-
-    path = Path(path)
-    if path.is_dir():
-        return AutoTokenizer.from_pretrained(path)
-    return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    return Decoder(assemble(config, tensor, dtype, sharding), config, execution)
 
 
 def packaged(name: str) -> Path | None:
@@ -117,40 +124,23 @@ def gguf_name(name: str) -> str:
     return f"blk.{number}.{_LAYER_NAMES[module]}.{kind}"
 
 
-def _opened(path: Path) -> tuple[Any, Any]:
-    try:
-        import gguf
-    except ImportError as error:
-        raise InvalidOption("reading GGUF files needs the package gguf; install pdopt[gguf]") from error
-    if not path.is_file():
-        raise InvalidFile(path, "no such file; expected a GGUF file")
-    try:
-        return gguf, gguf.GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OSError, UnicodeDecodeError) as error:
-        raise InvalidFile(path, f"not a whole GGUF file: {error}") from error
+def config_of(file: GGUFFile) -> DecoderConfig:
+    """The configuration in the file's own keys.
 
-
-def _config(path: Path, reader: Any, tensors: dict[str, Any]) -> DecoderConfig:
-    """The configuration in the file's own keys."""
-
-    def get(key: str, default: Any = None) -> Any:
-        field = reader.fields.get(key)
-        if field is None:
-            if default is None:
-                raise InvalidFile(path, f"lacks the key {key}")
-            return default
-        return field.contents()
-
+    Raises:
+        InvalidFile: a key is missing. InvalidOption: an architecture or a rope that is not implemented.
+    """
+    get, tensors = file.get, file.tensors
     name = get("general.architecture")
     if name not in ARCHITECTURES:
         raise InvalidOption(f"general.architecture is {name!r}; implemented are {', '.join(ARCHITECTURES)}")
     scaling = get(f"{name}.rope.scaling.type", "none")
     if scaling not in ("none", "") or "rope_freqs.weight" in tensors:
-        raise InvalidOption(f"{path.name} has scaled rope ({scaling}); implemented for GGUF is plain rope")
+        raise InvalidOption(f"{file.path.name} has scaled rope ({scaling}); implemented for GGUF is plain rope")
     heads, width = int(get(f"{name}.attention.head_count")), int(get(f"{name}.embedding_length"))
     eos = get("tokenizer.ggml.eos_token_id", -1)
     return DecoderConfig(
-        vocabulary=int(tensors["token_embd.weight"].shape[1]) if "token_embd.weight" in tensors else 1,
+        vocabulary=int(tensors["token_embd.weight"].shape[0]) if "token_embd.weight" in tensors else 1,
         width=width, depth=int(get(f"{name}.block_count")), heads=heads,
         kv_heads=int(get(f"{name}.attention.head_count_kv", heads)),
         head_dim=int(get(f"{name}.attention.key_length", width // heads)),
@@ -164,17 +154,16 @@ def _config(path: Path, reader: Any, tensors: dict[str, Any]) -> DecoderConfig:
     )  # fmt: skip
 
 
-def _match(path: Path, config: DecoderConfig, tensors: dict[str, Any]) -> None:
+def _match(file: GGUFFile, config: DecoderConfig) -> None:
     """Every tensor is there, with its shape, and none is left over."""
     wanted: dict[str, tuple[int, ...]] = {}
     for ours, rule in rules(config).items():
         layers = range(config.depth) if ours.startswith("layers/") else [0]
         wanted |= {gguf_name(rule.name.format(i=i)): rule.shape for i in layers}
-    if missing := sorted(wanted.keys() - tensors.keys()):
-        raise InvalidFile(path, f"{len(missing)} tensors are missing, the first {missing[0]}")
-    if extra := sorted(tensors.keys() - wanted.keys() - set(_IGNORED)):
-        raise InvalidFile(path, f"{len(extra)} tensors are unknown to {config.family}, the first {extra[0]}")
+    if missing := sorted(wanted.keys() - file.tensors.keys()):
+        raise InvalidFile(file.path, f"{len(missing)} tensors are missing, the first {missing[0]}")
+    if extra := sorted(file.tensors.keys() - wanted.keys() - set(_IGNORED)):
+        raise InvalidFile(file.path, f"{len(extra)} tensors are unknown to {config.family}, the first {extra[0]}")
     for name, shape in wanted.items():
-        found = tuple(int(size) for size in tensors[name].shape)[::-1]
-        if found != shape:
-            raise InvalidFile(path, f"{name} has shape {found}; its configuration says {shape}")
+        if file.tensors[name].shape != shape:
+            raise InvalidFile(file.path, f"{name} has shape {file.tensors[name].shape}; its configuration says {shape}")

@@ -7,7 +7,8 @@ import signal
 
 import pytest
 
-from pdopt.cli.outcomes import EXIT_CODES, Outcome, Stopped, exit_code, sigterm_raises
+from pdopt.cli.outcomes import EXIT_CODES, Stopped, exit_code, sigterm_raises
+from pdopt.cli.solve import SolveOutcome
 from pdopt.types import Status
 
 # Design, section 8.
@@ -30,7 +31,7 @@ def test_every_status_has_the_exit_code_of_the_design():
 
 
 def test_the_record_is_strict_json():
-    outcome = Outcome(objective=math.inf, residuals={"primal": math.nan, "dual": 0.5, "gap": -math.inf})
+    outcome = SolveOutcome(objective=math.inf, residuals={"primal": math.nan, "dual": 0.5, "gap": -math.inf})
     outcome.fail(2, "two\nlines", ValueError("x"))
 
     def refuse(name):

@@ -1,6 +1,7 @@
 """GGUF files: tiny ones that the test writes, and the real model that a package ships against torch."""
 
 import importlib.util
+import struct
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +9,9 @@ import pytest
 
 from pdopt.errors import InvalidFile, InvalidOption
 from pdopt.models.config import DecoderConfig
-from pdopt.models.gguf import gguf_name, halves, load_gguf, load_tokenizer, packaged
+from pdopt.models.gguf import gguf_name, halves, load_gguf, packaged
 from pdopt.models.names import rules
+from pdopt.models.tokenizers import load_tokenizer
 
 gguf = pytest.importorskip("gguf", reason="the extra gguf is not installed")
 
@@ -98,9 +100,15 @@ def test_bad_files_each_give_one_clear_error(tmp_path):
     path = tmp_path / "m.gguf"
     with pytest.raises(InvalidFile, match="no such file"):
         load_gguf(path)
-    path.write_bytes(b"GGUF is not enough")
-    with pytest.raises(InvalidFile, match="not a whole GGUF file"):
-        load_gguf(path)
+    for bytes_, words in (
+        (b"safetensors", "does not begin with GGUF"),
+        (b"GGUF" + struct.pack("<I", 3), "its header breaks off at byte 8"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + struct.pack("<Q", 9) + b"general", "breaks off"),
+        (b"GGUF" + struct.pack("<IQQ", 1, 0, 0), "has GGUF version 1; read are 2, 3"),
+    ):
+        path.write_bytes(bytes_)
+        with pytest.raises(InvalidFile, match=words):
+            load_gguf(path)
     write(path, drop=("model.layers.1.mlp.up_proj.weight",))
     with pytest.raises(InvalidFile, match=r"1 tensors are missing, the first blk\.1\.ffn_up\.weight"):
         load_gguf(path)
