@@ -17,6 +17,7 @@ from pdopt.training.expressions import DIGITS
 # Longest answer that is compared, in characters: longer ones are no answers of these data sets.
 LONGEST = 1000
 
+_BRACES = re.compile(r"\\f?boxed\s{0,3}\{|[{}]")
 _NUMBER = r"[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d{1,3}(?!\d))?|[-+]?\.\d+"
 _NUMBERS = re.compile(rf"(?<![\w.])(?:{_NUMBER})(?:\s?/\s?\d+)?%?", re.ASCII)
 _ANSWER_IS = re.compile(r"answer\s{0,3}(?:is\b\s{0,3}:?|:|=)", re.IGNORECASE)
@@ -62,14 +63,12 @@ def last_boxed(text: str) -> str | None:
         >>> last_boxed(r"\\boxed{1} then \\boxed{\\frac{3}{4}}, \\boxed{")
         '\\\\frac{3}{4}'
     """
-    found = None
-    for start in re.finditer(r"\\f?boxed\s{0,3}\{", text):
-        depth = 1
-        for place in range(start.end(), min(len(text), start.end() + LONGEST)):
-            depth += {"{": 1, "}": -1}.get(text[place], 0)
-            if not depth:
-                found = text[start.end() : place].strip()
-                break
+    start, found, open_at = -1, None, []
+    for mark in _BRACES.finditer(text):  # one pass: texts full of unclosed boxes cost no more than others
+        if mark[0] != "}":
+            open_at.append(mark.end() if len(mark[0]) > 1 else -1)
+        elif open_at and (opened := open_at.pop()) > start:
+            start, found = opened, text[opened : mark.start()].strip()
     return found
 
 
