@@ -185,18 +185,3 @@ def require_new(folder: str | Path) -> None:
     steps = [item for item in (path / STATE).glob("*") if item.name.isdigit()] if (path / STATE).is_dir() else []
     if steps:
         raise InvalidOption(f"training.folder is {path}, which holds a run; resume it, or choose another folder")
-
-
-def cut_lines(path: Path, step: int) -> None:
-    """Drop the lines of a JSONL file that lie beyond a step, and a last line that was cut short."""
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if int(record.get("step", 0)) <= step:
-            kept.append(line)
-    write_atomic(path, "".join(f"{line}\n" for line in kept))
