@@ -9,18 +9,20 @@ of messages `[{"role": "assistant", "content": ...}]`; `columns` are the other c
 and NaN say that a function does not apply to a row: such a score is left out of every mean, never counted as 0.
 
 `score_table` calls all functions at the same time, each in a thread of its own, within one time limit. Threads are
-daemons: one that hangs cannot keep the process alive. What a thread cannot bound is a call into C that holds Python's
+daemons: one that hangs cannot keep the process alive. Coroutines of all batches run in one event loop, so that a client
+may keep its connections, and late ones are cancelled. What a thread cannot bound is a call into C that holds Python's
 lock (a catastrophic pattern in `re`, for instance).
 """
 
 import asyncio
+import functools
 import inspect
 import math
 import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -194,37 +196,60 @@ def _rows(prompts: Any, completions: Any, completion_ids: Any, columns: Mapping[
     return rows
 
 
-def _call(name: str, function: Callable[..., Any], extra: dict[str, Any], rows: Rows) -> Any:
-    """One call, in the present thread; a coroutine is run to its end."""
-    given = {**rows, **extra}
+def _call(name: str, function: Callable[..., Any], extra: dict[str, Any], rows: Rows, limit: float) -> Any:
+    """One call, in the present thread; what it awaits is waited for at most `limit` seconds and then cancelled."""
+    # Lists of its own: a function that changes its arguments must not change those of the others.
+    given: dict[str, Any] = {**{column: list(values) for column, values in rows.items()}, **extra}
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):  # some callables written in C have no signature
         parameters = []
     if parameters:
-        needed = [
-            p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-        ]
-        if lacking := [p for p in needed if p not in given]:
+        by_name = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        if lacking := [p.name for p in by_name if p.default is p.empty and p.name not in given]:
             raise ScoreError(f"score function {name} needs the column {lacking[0]!r}; the data have {sorted(given)}")
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            given = {p.name: given[p.name] for p in parameters if p.name in given}
+            given = {p.name: given[p.name] for p in by_name if p.name in given}
     result = function(**given)
-    return asyncio.run(_awaited(result)) if inspect.isawaitable(result) else result
+    return _awaited(result, limit) if inspect.isawaitable(result) else result
 
 
-async def _awaited(result: Any) -> Any:
-    return await result
+def _awaited(result: Awaitable[Any], limit: float) -> Any:
+    async def wait() -> Any:
+        return await result
+
+    waiting = asyncio.run_coroutine_threadsafe(wait(), _event_loop())
+    try:
+        return waiting.result(limit)
+    except TimeoutError:
+        if waiting.done():  # the function's own error, not ours
+            raise
+        waiting.cancel()
+        raise _Late from None
 
 
-def _together(calls: Mapping[str, Callable[[], Any]], timeout: float) -> dict[str, _Outcome]:
+@functools.cache
+def _event_loop() -> asyncio.AbstractEventLoop:
+    """One loop for all batches, in a daemon thread: the connections that a judge's client keeps belong to a loop."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="score event loop", daemon=True).start()
+    return loop
+
+
+class _Late(Exception):
+    """What was awaited did not come in time."""
+
+
+def _together(calls: Mapping[str, Callable[[float], Any]], timeout: float) -> dict[str, _Outcome]:
     """Run every call in a daemon thread; those that did not end within the time are late."""
     done: queue.SimpleQueue[tuple[str, _Outcome]] = queue.SimpleQueue()
     start = time.monotonic()
 
-    def run(name: str, call: Callable[[], Any]) -> None:
+    def run(name: str, call: Callable[[float], Any]) -> None:
         try:
-            outcome = _Outcome(scores=call())
+            outcome = _Outcome(scores=call(timeout))
+        except _Late:
+            outcome = _Outcome(late=True)
         except BaseException as error:  # handed to the caller's thread, SystemExit of a user's function included
             outcome = _Outcome(error=error)
         done.put((name, outcome._replace(seconds=time.monotonic() - start)))
@@ -265,7 +290,7 @@ def _number(name: str, score: Any, row: int, rows: Rows) -> float:
 
 
 def _blame(
-    name: str, outcome: _Outcome, call: Callable[[Rows], Any], rows: Rows, count: int, timeout: float
+    name: str, outcome: _Outcome, call: Callable[[Rows, float], Any], rows: Rows, count: int, timeout: float
 ) -> ScoreError:
     """The error that names the function, the row and the text."""
     if isinstance(outcome.error, ScoreError):
@@ -291,7 +316,7 @@ def _blame(
 
 
 def _culprit(
-    name: str, outcome: _Outcome, call: Callable[[Rows], Any], rows: Rows, count: int, timeout: float
+    name: str, outcome: _Outcome, call: Callable[[Rows, float], Any], rows: Rows, count: int, timeout: float
 ) -> tuple[int | None, BaseException | None]:
     """A row that fails alone as the batch did, found by halving, and its exception; None if the halves succeed."""
     low, high = 0, count
@@ -310,7 +335,7 @@ def _culprit(
 
 
 def _masked(
-    name: str, outcome: _Outcome, call: Callable[[Rows], Any], rows: Rows, count: int, timeout: float
+    name: str, outcome: _Outcome, call: Callable[[Rows, float], Any], rows: Rows, count: int, timeout: float
 ) -> tuple[np.ndarray, int]:
     """Scores row by row, NaN for those that fail, and how many did."""
     scores, lost = np.full(count, np.nan), 0

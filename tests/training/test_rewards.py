@@ -1,6 +1,7 @@
 """The table of scores: what functions see, what they may return, and what their failures say."""
 
 import asyncio
+import threading
 import time
 from functools import partial
 
@@ -165,11 +166,48 @@ def test_time_is_shared_by_all_functions_and_a_late_one_can_be_masked():
     assert scores.failed.tolist() == [5, 5, 0]
 
 
-def test_a_late_coroutine_is_left_behind_as_well():
+def test_a_late_coroutine_is_cancelled():
+    ended = threading.Event()
+
     async def never(**_):
-        await asyncio.sleep(30)
+        try:
+            await asyncio.sleep(30)
+        finally:
+            ended.set()
 
     assert table([never], timeout=0.1, failure="mask").failed.tolist() == [5]
+    assert ended.wait(10)
+
+
+def test_a_time_out_of_the_functions_own_is_its_error():
+    async def gives_up(**_):
+        raise TimeoutError("the judge does not answer")
+
+    with pytest.raises(ScoreError, match="gives_up raised TimeoutError: the judge does not answer, at row 0"):
+        table([gives_up])
+
+
+def test_coroutines_of_all_batches_share_a_loop_so_that_clients_keep_their_connections():
+    loops = []
+
+    async def judge(completions, **_):
+        loops.append(asyncio.get_running_loop())
+        return [0.0] * len(completions)
+
+    table([judge])
+    table([judge])
+    assert loops[0] is loops[1]
+    assert loops[0].is_running()
+
+
+def test_a_function_that_changes_its_lists_changes_no_one_elses():
+    def greedy(completions, answer, **_):
+        completions.clear()
+        return [len(answer)] * 5
+
+    for _ in range(3):
+        scores = table({"greedy": greedy, "count": lambda completions, **_: [len(completions)] * len(completions)})
+        assert scores.column("count").tolist() == [5] * 5
 
 
 def test_missing_columns_and_clashing_names_are_refused():
