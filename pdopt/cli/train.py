@@ -97,7 +97,7 @@ def evaluation_table(scalars: dict[str, float]) -> str:
         limit = scalars.get(f"{name.removesuffix('/value')}/limit") if name.endswith("/value") else None
         shown = name.removeprefix("evaluation/").removeprefix("constraint/").removesuffix("/value")
         rows.append((shown, scalars[name], scalars[f"{name}/low"], scalars[f"{name}/high"], limit))
-    formats = dict.fromkeys(("mean", "low", "high", "limit"), ".3f")
+    formats: dict[str, str] = dict.fromkeys(("mean", "low", "high", "limit"), ".3f")
     return render_table("", ("evaluation", *formats), rows, formats)
 
 
@@ -190,9 +190,9 @@ def _end(outcome: TrainOutcome, trained: Any) -> None:
         said = f"{skipped} steps in a row had a loss or gradient that is not finite, the last one {trained.steps}."
         outcome.end(status, f"{said} The parameters of the last good step are in the newest state of {folder}.")
     outcome.files = {"run": folder}
-    if jax.process_index() == 0:
-        from pdopt.training.plots import METRICS, draw_run
+    metrics, picture = trained.folder / "metrics.jsonl", trained.folder / "plot.png"
+    if jax.process_index() == 0 and metrics.is_file():
+        from pdopt.training.training_plot import plot_training
 
-        outcome.files["metrics"] = str(trained.folder / METRICS)
-        if (trained.folder / METRICS).is_file():
-            outcome.files["plot"] = str(draw_run(trained.folder))
+        plot_training(metrics, picture, title=str(outcome.recipe or trained.folder))
+        outcome.files |= {"metrics": str(metrics), "plot": str(picture)}

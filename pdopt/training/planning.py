@@ -78,7 +78,7 @@ def plan_step(prepared: Prepared, *, available: int | None = None) -> StepPlan:
     adapted = fixed.model.params is not None
     found = StepPlan(
         rows, prompt, most, memory.argument_size_in_bytes, made,
-        device_memory() if available is None else available, sends(compiled.as_text()),
+        device_memory() if available is None else available, sends(compiled.as_text() or ""),
         trainable + (count(fixed.model.params) if adapted else 0), trainable,
     )  # fmt: skip
     _judge(found)
