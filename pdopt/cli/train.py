@@ -95,7 +95,7 @@ def evaluation_table(scalars: dict[str, float]) -> str:
     rows = []
     for name in names:
         limit = scalars.get(f"{name.removesuffix('/value')}/limit") if name.endswith("/value") else None
-        shown = name.removeprefix("evaluation/").removeprefix("constraint/").removesuffix("/value")
+        shown = name.removeprefix("evaluation/").removesuffix("/value").replace("/", " ")
         rows.append((shown, scalars[name], scalars[f"{name}/low"], scalars[f"{name}/high"], limit))
     formats: dict[str, str] = dict.fromkeys(("mean", "low", "high", "limit"), ".3f")
     return render_table("", ("evaluation", *formats), rows, formats)

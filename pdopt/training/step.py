@@ -249,7 +249,7 @@ def _climb(plan: Plan, fixed: Fixed, state: TrainState, part: Part) -> tuple[Any
 
 def _update(settings: OptimiserConfig, x: Any, moments: Any, loss: Any, found: Any) -> tuple[Any, Any, Any, Any]:
     """`(x', moments', |g|, whether all was finite)`; nothing moves where it was not."""
-    size = optax.global_norm(found)
+    size = optax.tree.norm(found)
     fine = jnp.isfinite(loss) & jnp.isfinite(size)
     updates, later = make_optimiser(settings).update(found, moments, x)
     return _choose(fine, optax.apply_updates(x, updates), x), _choose(fine, later, moments), size, fine

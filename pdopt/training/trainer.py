@@ -265,7 +265,9 @@ class _Run:
             return
         step, report, host = self.late
         self.late = None
-        values = {name: float(value) for name, value in jax.device_get(report).items()}
+        taught = host["phase"] == 0
+        named = lambda name: f"supervised/{name}" if taught and name not in ("bad", "skipped") else name
+        values = {named(name): float(value) for name, value in jax.device_get(report).items()}
         now = time.monotonic()
         host["seconds_update"] = now - host.pop("dispatched")
         host["seconds_step"] = now - host.pop("began")
