@@ -107,9 +107,8 @@ def test_what_is_not_finite_is_skipped_and_counted():
     """An infinite reward, as a broken scorer on the devices could give: nothing moves, the next good step does."""
     seen = tiny.experience({"bad": np.zeros(8)}, rewards=np.where(np.arange(8) == 3, np.inf, 1.0))
     before = tiny.state(LENGTH)
-    kept = [
-        np.array(x) for x in jax.tree.leaves((before.trainable, before.optimiser, before.constraints, before.scales))
-    ]
+    whole = lambda s: jax.tree.leaves((s.trainable, s.optimiser, s.constraints, s.scales))
+    kept = [np.array(x) for x in whole(before)]
     made, report = policy_step(plan(LENGTH), tiny.fixed(), before, seen)
     for mine, other in zip(whole(made), kept, strict=True):
         np.testing.assert_array_equal(mine, other)

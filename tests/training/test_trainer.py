@@ -22,7 +22,8 @@ class Notes:
         self.lines, self.at, self.act = [], at, act
 
     def scalars(self, step, values):
-        self.lines.append((step, {k: v for k, v in values.items() if not k.startswith(("seconds", "tokens_per"))}))
+        host = ("seconds", "tokens_per", "programs")
+        self.lines.append((step, {k: v for k, v in values.items() if not k.startswith(host)}))
         if step == self.at and self.act is not None:
             self.act()
 
