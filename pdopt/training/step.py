@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from pdopt.models.sharding import tree_shardings
 from pdopt.training.advantages import (
     FORMS,
     batch_normalise,
@@ -118,7 +119,7 @@ def policy_step(plan: Plan, fixed: Fixed, state: TrainState, seen: Experience) -
     )  # fmt: skip
     kept = state._replace(step=made.step, bad=made.bad, skipped=made.skipped)
     report = metrics | _rollout_report(seen, part) | _score_report(plan, table, held, scales)
-    return _choose(fine, made, kept), report | {"skipped": made.skipped, "bad": made.bad}
+    return _kept_in_place(fixed, _choose(fine, made, kept)), report | {"skipped": made.skipped, "bad": made.bad}
 
 
 @partial(jax.jit, static_argnames=("optimiser", "micro"), donate_argnames=("state",))
@@ -131,7 +132,17 @@ def supervised_step(
     report = {"loss": loss, "gradient_norm": size, **metrics}
     bad, skipped = jnp.where(fine, 0, state.bad + 1), state.skipped + ~fine
     made = state._replace(step=state.step + 1, trainable=trainable, optimiser=moments, bad=bad, skipped=skipped)
-    return made, report | {"skipped": skipped, "bad": bad}
+    return _kept_in_place(fixed, made), report | {"skipped": skipped, "bad": bad}
+
+
+def _kept_in_place(fixed: Fixed, state: TrainState) -> TrainState:
+    """On a mesh, parameters and moments stay split as they came: else the next step would be another program."""
+    mesh = fixed.model.execution.mesh
+    if mesh is None:
+        return state
+    pair = (state.trainable, state.optimiser)
+    x, moments = lax.with_sharding_constraint(pair, tree_shardings(mesh, fixed.model.config, pair))
+    return state._replace(trainable=x, optimiser=moments)
 
 
 def supervised(scores: Any, part: Part, totals: Any) -> tuple[Any, dict[str, Any]]:

@@ -200,6 +200,7 @@ class _Run:
         alone = recipe.objective.loss == "sft" and not recipe.training.supervised_steps
         settings = recipe.optimiser if alone else supervised_settings(recipe.training, recipe.optimiser)
         self.state, report = supervised_step(settings, self.fixed, self.state, part, recipe.training.micro_rows)
+        self._settle()
         self._shape(part.prompts.shape, part.tokens.shape)
         self._collect()
         host = {"phase": 0.0, "dropped": float(batch.dropped), "dispatched": time.monotonic(), "began": began}
@@ -231,6 +232,7 @@ class _Run:
         )  # fmt: skip
         self._shape(asked.prompts.shape, tokens.shape)
         self.state, report = policy_step(prepared.plan, self.fixed, self.state, seen)
+        self._settle()
         host = {
             "phase": 1.0, "dropped": float(batch.dropped), "began": began, "dispatched": time.monotonic(),
             "seconds_rollout": sampled - began, "seconds_reward": scored - sampled,
@@ -255,6 +257,11 @@ class _Run:
                 numbers = np.array([-1 if value is None else int(value) for value in column], np.int32)
                 found[constraint.name] = on_devices(numbers, self.prepared.mesh)
         return found
+
+    def _settle(self) -> None:
+        """On a mesh of CPU devices, wait: programs with collectives must not wait for each other's threads there."""
+        if self.prepared.mesh is not None and jax.default_backend() == "cpu":
+            jax.block_until_ready(self.state)
 
     def _shape(self, prompts: tuple[int, ...], tokens: tuple[int, ...]) -> None:
         self.shapes.add((*prompts, tokens[1]))
