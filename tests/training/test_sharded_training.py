@@ -44,10 +44,7 @@ def test_a_run_goes_on_on_another_mesh(tmp_path):
     whole = train(recipe(tmp_path / "whole"), reporters=[])
     from pdopt.training.saving import saved_recipe
 
-    train(
-        recipe(tmp_path / "cut", training={"steps": 2}, optimiser={"learning_rate": 1e-3, "decay_steps": 4}),
-        reporters=[],
-    )
+    train(recipe(tmp_path / "cut", training={"steps": 2}), reporters=[])
     changes = ["training.steps=4", "mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2"]
     # The dual step depends on the planned steps unless it is given; here both are 1.
     found = train(saved_recipe(tmp_path / "cut", changes), reporters=[], resume=True)
