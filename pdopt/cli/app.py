@@ -16,20 +16,33 @@ from typing import Annotated, Any, NoReturn, cast
 import typer
 from typer.main import get_command
 
+from pdopt.cli.evaluate import EvaluateOutcome, evaluate
+from pdopt.cli.export import ExportOutcome, export
 from pdopt.cli.generate import GenerateOutcome, generate
 from pdopt.cli.models import InspectOutcome, models
 from pdopt.cli.outcomes import INTERNAL, REFUSED, Outcome, Stopped, exit_code, sigterm_raises, stoppable, versions
 from pdopt.cli.solve import SolveOutcome, solve
+from pdopt.cli.train import TrainOutcome, train
 from pdopt.errors import PdoptError
 from pdopt.runtime.cache import enable_compilation_cache, set_cpu_flags
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.command()(stoppable(solve))
 app.command()(stoppable(generate))
+app.command()(stoppable(train))
+app.command()(stoppable(evaluate))
+app.command()(stoppable(export))
 app.add_typer(models, name="models")
 
 # Command -> what it fills in; chosen before its arguments are read, so that a refusal has the command's own object.
-OUTCOMES: dict[str, type[Outcome]] = {"solve": SolveOutcome, "generate": GenerateOutcome, "models": InspectOutcome}
+OUTCOMES: dict[str, type[Outcome]] = {
+    "solve": SolveOutcome,
+    "generate": GenerateOutcome,
+    "models": InspectOutcome,
+    "train": TrainOutcome,
+    "evaluate": EvaluateOutcome,
+    "export": ExportOutcome,
+}
 
 # The base of everything that parsing refuses: its module moved between releases of typer, its place here did not.
 _UsageError = cast(type[Exception], typer.BadParameter.__mro__[2])

@@ -43,8 +43,15 @@ def fingerprint(x: Any) -> str:
 def fingerprints(leaves: list[Any]) -> list[str]:
     """`fingerprint` of each array, with one wait for all of them."""
     with jax.enable_x64(True):  # 64-bit words must not be cut on the way in
-        lanes = [_lanes(raw_bits(leaf)) for leaf in leaves]
+        lanes = [_settled(_lanes(raw_bits(leaf))) for leaf in leaves]
     return [f"{int(first):08x}{int(second):08x}" for first, second in jax.device_get(lanes)]
+
+
+def _settled(lanes: Any) -> Any:
+    """On several CPU devices, wait: many small programs with all-reduces in flight can starve each other of threads."""
+    devices = lanes[0].sharding.device_set
+    several = len(devices) > 1 and next(iter(devices)).platform == "cpu"
+    return jax.block_until_ready(lanes) if several else lanes
 
 
 def raw_bits(x: Any) -> Any:

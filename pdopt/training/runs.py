@@ -1,0 +1,70 @@
+"""What a run has left: its policy, opened again to be evaluated, sampled from or exported."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pdopt.errors import InvalidOption
+from pdopt.models.checkpoints import export
+from pdopt.models.decoder import Decoder
+from pdopt.models.lora import export_adapters, merge
+from pdopt.runtime.checkpoints import Checkpoints
+from pdopt.training.preparation import Prepared, prepare, start
+from pdopt.training.recipe import Recipe
+from pdopt.training.saving import BEST, STATE, saved_recipe
+from pdopt.training.state import TrainState, policy
+
+
+class OpenedRun(NamedTuple):
+    """A run's policy at one of its saved steps."""
+
+    prepared: Prepared
+    model: Decoder
+    state: TrainState
+    step: int
+
+
+def open_run(folder: str | Path, *, best: bool = False, changes: Any = (), **given: Any) -> OpenedRun:
+    """The newest, or the best, saved policy of a run.
+
+    Args:
+        folder: of the run; no other process may be using it.
+        best: the state that `checkpoint.best` kept, instead of the newest.
+        changes: `section.key=value` changes of its recipe, where keys may differ.
+        given: `functions` and `scorer`, as for `train`.
+
+    Raises:
+        InvalidFile: no run there. CheckpointError: no whole state, or a recipe that was changed where it may not be.
+        InvalidOption: `best` of a run that kept none.
+    """
+    recipe: Recipe = saved_recipe(folder, changes)
+    place = Path(folder) / (BEST if best else STATE)
+    if not place.is_dir():
+        kind = "best state (checkpoint.best names the metric)" if best else "state"
+        raise InvalidOption(f"{folder} holds no {kind}")
+    prepared = prepare(recipe, folder=Path(folder), **given)
+    fixed, template = start(prepared)
+    with Checkpoints(place, identity=prepared.identity, keep=recipe.checkpoint.keep) as checkpoints:
+        found = checkpoints.restore(template)
+    return OpenedRun(prepared, policy(fixed, found.state.trainable), found.state, found.step)
+
+
+def export_run(opened: OpenedRun, folder: str | Path, *, dtype: Any = None, adapters: bool = False) -> None:
+    """Write the policy as a folder that `transformers` loads, its tokenizer with it.
+
+    Args:
+        opened: from `open_run`.
+        folder: made if absent; must be empty.
+        dtype: of the files; None keeps the parameters'.
+        adapters: write PEFT's adapter files alone; otherwise adapters are added to the weights.
+
+    Raises:
+        InvalidOption: the folder has files in it, or `adapters` of a run that trained none.
+    """
+    prepared, model = opened.prepared, opened.model
+    source = prepared.policy.source
+    if adapters:
+        export_adapters(model, folder, base=prepared.recipe.model.path or None, dtype=dtype)
+    else:
+        export(merge(model) if model.adapters is not None else model, folder, dtype=dtype, source=source)
+    if prepared.policy.tokenizer is not None:
+        prepared.policy.tokenizer.save_pretrained(str(folder))

@@ -1,0 +1,78 @@
+"""The state of a training run: all that the next step needs, as one pytree; with it and the data, bits repeat.
+
+The saddle pair is here in plain sight: x is `trainable` (its memory `optimiser`), y the multipliers in `constraints`
+(their memory beside them). The key never changes: a step folds its own number into it, so no draw depends on how a run
+was cut into pieces.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pdopt.models.decoder import Decoder
+from pdopt.training.optimiser import init_moments
+from pdopt.training.recipe import OptimiserConfig
+
+
+class TrainState(NamedTuple):
+    """What a step reads and returns.
+
+    Attributes:
+        step: steps taken, supervised ones included; int32.
+        trainable: parameters of the decoder, or its adapters.
+        optimiser: their moments, float32.
+        constraints: multipliers and the memory of their signals.
+        scales: running scales of reward and costs, of the `lagrangian` advantage.
+        key: of the whole run.
+        bad: steps skipped in a row for a NaN or infinity; int32.
+        skipped: steps skipped in all; int32.
+    """
+
+    step: Any
+    trainable: Any
+    optimiser: Any
+    constraints: Any
+    scales: Any
+    key: Any
+    bad: Any
+    skipped: Any
+
+
+class Fixed(NamedTuple):
+    """What training reads and never changes.
+
+    Attributes:
+        model: the decoder whose parameters are replaced (full training: its own are None) or adapted.
+        reference: the decoder that KL is measured against, None where nothing asks.
+    """
+
+    model: Decoder
+    reference: Decoder | None = None
+
+
+def init_state(trainable: Any, optimiser: OptimiserConfig, constraints: Any, scales: Any, seed: int = 0) -> TrainState:
+    """The state before the first step.
+
+    Args:
+        trainable: parameters or adapters.
+        optimiser: the resolved section.
+        constraints, scales: as their modules start them.
+        seed: of every draw in the run.
+    """
+    zero = lambda: jnp.zeros((), jnp.int32)
+    moments = init_moments(optimiser, trainable)
+    return TrainState(zero(), trainable, moments, constraints, scales, jax.random.key(seed), zero(), zero())
+
+
+def policy(fixed: Fixed, trainable: Any) -> Decoder:
+    """The decoder that is being trained."""
+    if fixed.model.params is None:
+        return dataclasses.replace(fixed.model, params=trainable)
+    return dataclasses.replace(fixed.model, adapters=trainable)
+
+
+def step_key(state: TrainState) -> Any:
+    """The key of the present step's draws."""
+    return jax.random.fold_in(state.key, state.step)

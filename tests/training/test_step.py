@@ -1,0 +1,178 @@
+"""One training step: against a loop by hand, cut into parts, with a batch that is not finite, with y = 0."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from pdopt.rules.saddle import respond
+from pdopt.training.constraint_kinds import Constraint
+from pdopt.training.constraints import Constraints
+from pdopt.training.gradients import split_rows
+from pdopt.training.step import Plan, kl_terms, policy_step, supervised, supervised_step
+from pdopt.types import Memory
+from tests.training import tiny
+
+NONE = Constraints()
+LENGTH = Constraints((Constraint("length", "length", 2.0), Constraint("bad", "rate", 0.25)))
+
+
+def plan(constraints=NONE, **changes):
+    return Plan(constraints, tiny.OPTIMISER, tiny.GROUP, tiny.MAX_NEW, **{"loss": "grpo", **changes})
+
+
+def step(constraints=NONE, reference=None, seen=None, **changes):
+    seen = tiny.experience() if seen is None else seen
+    return policy_step(plan(constraints, **changes), tiny.fixed(reference), tiny.state(constraints), seen)
+
+
+def leaves(state):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state.trainable)]
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return step()
+
+
+def by_hand(params, seen):
+    """Plain GRPO, written from its definition: float64 advantages, a loop over rows, autodiff of the whole logits."""
+    rewards = np.asarray(seen.rewards, np.float64).reshape(-1, tiny.GROUP)
+    deviation = rewards - rewards.mean(axis=1, keepdims=True)
+    advantage = (deviation / (np.sqrt(((rewards - rewards.mean()) ** 2).mean()) + 0.01)).ravel()
+
+    def objective(params):
+        tokens = jnp.concatenate([seen.prompts, seen.tokens], axis=1)
+        valid = jnp.concatenate([seen.valid, seen.mask], axis=1)
+        logits = tiny.model().replace(params=params)(tokens, None, valid)
+        logs = jax.nn.log_softmax(logits)[:, 2:-1]
+        rows = []
+        for i in range(tokens.shape[0]):
+            count = int(np.asarray(seen.mask)[i].sum())
+            lp = logs[i, np.arange(count), np.asarray(seen.tokens)[i, :count]]
+            ratio = jnp.exp(lp - jax.lax.stop_gradient(lp))
+            rows.append(-ratio * advantage[i])
+        return jnp.mean(jnp.stack([row.mean() for row in rows]))
+
+    return jax.jit(jax.value_and_grad(objective))(params)
+
+
+def test_plain_grpo_is_the_loop_by_hand(plain):
+    """The gradient's norm and the parameters after Adam; Adam's first step is the gradient's sign, so norms decide."""
+    made, report = plain
+    params = tiny.model().params
+    loss, found = by_hand(params, tiny.experience())
+    assert float(report["loss"]) == pytest.approx(float(loss), abs=1e-6)
+    assert float(report["gradient_norm"]) == pytest.approx(float(optax.tree.norm(found)), rel=1e-4)
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
+    updates, moments = tx.update(found, tx.init(params), params)
+    ours, theirs = jax.tree.leaves(made.optimiser), jax.tree.leaves(moments)
+    for mine, other in zip((x for x in ours if jnp.ndim(x)), (x for x in theirs if jnp.ndim(x)), strict=True):
+        np.testing.assert_allclose(mine, other, atol=2e-6)
+    for mine, other in zip(leaves(made), jax.tree.leaves(optax.apply_updates(params, updates)), strict=True):
+        assert np.mean(np.abs(mine - np.asarray(other)) < 1e-5) > 0.99  # Adam amplifies rounding at zero gradients
+
+
+def test_multipliers_at_zero_change_no_bit(plain):
+    still = Constraints(LENGTH.given, delay=1000)
+    made, report = step(still, seen=tiny.experience({"bad": np.arange(8) % 2}))
+    assert float(report["constraint/length/value"]) == pytest.approx(25 / 8)
+    for mine, other in zip(leaves(made), leaves(plain[0]), strict=True):
+        np.testing.assert_array_equal(mine, other)
+
+
+def test_constraints_move_by_the_one_saddle_step_before_the_policy(plain):
+    seen = tiny.experience({"bad": np.arange(8) % 2})
+    made, report = step(LENGTH, seen=seen)
+    violation = np.array([(25 / 8 - 2) / 2, 0.5 - 0.25], np.float32)  # in units of max(1, limit)
+    expected, _ = respond(LENGTH._parts(), jnp.zeros(2), violation, 1.0, Memory(dual=LENGTH.init().history))
+    np.testing.assert_allclose(made.constraints.y, expected, rtol=1e-6)
+    assert float(report["constraint/bad/multiplier"]) == pytest.approx(1.5)
+    assert any(np.any(a != b) for a, b in zip(leaves(made), leaves(plain[0]), strict=True)), "y' is priced in at once"
+
+
+@pytest.mark.parametrize("loss", ["grpo", *(pytest.param(n, marks=pytest.mark.slow) for n in ("dapo", "dr_grpo"))])
+def test_parts_add_up_to_the_whole(loss, plain):
+    whole, report = plain if loss == "grpo" else step(loss=loss)
+    parts, other = step(loss=loss, micro=2)
+    assert float(other["gradient_norm"]) == pytest.approx(float(report["gradient_norm"]), rel=1e-5)
+    assert float(other["loss"]) == pytest.approx(float(report["loss"]), abs=1e-6)
+    assert float(other["entropy"]) == pytest.approx(float(report["entropy"]), rel=1e-5)
+    for mine, theirs in zip(jax.tree.leaves(parts.optimiser), jax.tree.leaves(whole.optimiser), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-6)
+
+
+def test_what_is_not_finite_is_skipped_and_counted():
+    """An infinite reward, as a broken scorer on the devices could give: nothing moves, the next good step does."""
+    seen = tiny.experience({"bad": np.zeros(8)}, rewards=np.where(np.arange(8) == 3, np.inf, 1.0))
+    before = tiny.state(LENGTH)
+    whole = lambda s: jax.tree.leaves((s.trainable, s.optimiser, s.constraints, s.scales))
+    kept = [np.array(x) for x in whole(before)]
+    made, report = policy_step(plan(LENGTH), tiny.fixed(), before, seen)
+    for mine, other in zip(whole(made), kept, strict=True):
+        np.testing.assert_array_equal(mine, other)
+    assert (int(made.step), int(made.bad), int(made.skipped)) == (1, 1, 1)
+    assert int(report["bad"]) == 1
+    later, _ = policy_step(plan(LENGTH), tiny.fixed(), made, tiny.experience({"bad": np.zeros(8)}))
+    assert (int(later.step), int(later.bad), int(later.skipped)) == (2, 0, 1)
+    assert float(later.constraints.y[0]) > 0
+
+
+@pytest.mark.slow
+def test_a_reference_is_measured_and_held():
+    """The reference is another model, so KL is not 0; both the budget and the loss term see it."""
+    budget = Constraints((Constraint("kl", "kl", 0.5),))
+    made, report = step(budget, reference=tiny.model(seed=1), kl=0.1, entropy=0.01, passes=2, minibatches=2)
+    assert float(report["constraint/kl/value"]) > 0.5
+    assert float(made.constraints.y[0]) > 0
+    assert float(report["kl_k3"]) > 0
+    assert int(made.optimiser[1].count) == 4, "passes x minibatches optimiser steps"
+    assert 0.5 < float(report["ratio"]) < 1.5
+
+
+def test_equal_rewards_move_multipliers_and_not_the_policy_part():
+    """Rows 67 and 68: all groups equal, no constraint's price: the gradient is exactly 0."""
+    made, report = step(seen=tiny.experience(rewards=np.ones(8)))
+    assert float(report["gradient_norm"]) == 0
+    assert float(report["idle_groups"]) == 1
+    for mine, other in zip(leaves(made), jax.tree.leaves(tiny.model().params), strict=True):
+        np.testing.assert_array_equal(mine, other)
+
+
+def test_supervised_steps_raise_the_probability_of_their_tokens():
+    seen = tiny.experience()
+    from pdopt.training.gradients import Part
+
+    part = Part(seen.prompts, seen.valid, seen.tokens, seen.mask, seen.mask)
+    state, losses = tiny.state(NONE), []
+    for _ in range(5):
+        state, report = supervised_step(tiny.OPTIMISER, tiny.fixed(), state, part)
+        losses.append(float(report["loss"]))
+    lp = np.where(seen.mask, seen.log_probs, 0)
+    assert losses[0] == pytest.approx(-lp.sum() / seen.mask.sum(), rel=1e-5)
+    assert losses[-1] < losses[0] - 0.1
+    assert int(state.step) == 5
+
+
+def test_rows_keep_their_device_when_they_are_cut():
+    rows = jnp.arange(8)
+    np.testing.assert_array_equal(split_rows(rows, 2), [[0, 2, 4, 6], [1, 3, 5, 7]])
+
+
+def test_kl_estimators_agree_where_policies_are_close():
+    found = kl_terms(jnp.array([-30.0, 1e-3]))
+    assert np.isfinite(found["k3"]).all(), "the exponent is clamped"
+    assert float(found["k3"][1]) == pytest.approx(5e-7, rel=0.2)
+    assert float(found["k2"][1]) == pytest.approx(5e-7, rel=1e-3)
+
+
+def test_the_supervised_objective_counts_only_its_mask():
+    from pdopt.models.log_probs import TokenScores
+    from pdopt.training.gradients import Part
+    from pdopt.training.objectives import totals
+
+    mask = jnp.array([[True, False]])
+    scores = TokenScores(jnp.array([[-1.0, jnp.nan]]), jnp.array([[0.5, jnp.nan]]))
+    loss, metrics = supervised(scores, Part(None, None, None, mask, mask), totals(mask, 2))
+    assert (float(loss), float(metrics["entropy"])) == (1.0, 0.5)

@@ -1,0 +1,128 @@
+"""The loop of a run: it repeats bits, it can be stopped and continued, and a broken batch ends it with a status."""
+
+import json
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from pdopt.errors import CheckpointError, InvalidOption
+from pdopt.training.saving import saved_recipe
+from pdopt.training.scoring import Scores
+from pdopt.training.trainer import train
+from pdopt.types import Status
+from tests.training import tiny
+
+
+class Notes:
+    """A reporter that keeps what it is told, and may do something at a step."""
+
+    def __init__(self, at=None, act=None):
+        self.lines, self.at, self.act = [], at, act
+
+    def scalars(self, step, values):
+        host = ("seconds", "tokens_per", "programs")
+        self.lines.append((step, {k: v for k, v in values.items() if not k.startswith(host)}))
+        if step == self.at and self.act is not None:
+            self.act()
+
+    def text(self, step, table):
+        self.samples = table
+
+    def close(self):
+        self.closed = True
+
+
+def told(*notes):
+    return {(step, name): value for note in notes for step, values in note.lines for name, value in values.items()}
+
+
+def bits(state):
+    data = jax.tree.map(
+        lambda x: jax.random.key_data(x) if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key) else x, state
+    )
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(data)]
+
+
+def assert_same_bits(one, other):
+    for a, b in zip(bits(one), bits(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing interrupts."""
+    notes = Notes()
+    return train(tiny.recipe(tmp_path_factory.mktemp("run") / "whole"), reporters=[notes]), notes
+
+
+def test_a_run_takes_its_steps_and_reports_them(whole):
+    trained, notes = whole
+    assert (trained.status, trained.steps, int(trained.state.step)) == (Status.OPTIMAL, 6, 6)
+    steps = [step for step, _ in notes.lines]
+    assert steps == [1, 2, 3, 4, 5, 6, 6], "each step once, in order, and the evaluation"
+    assert "supervised/loss" in notes.lines[0][1]
+    assert notes.lines[2][1]["constraint/length/limit"] == 2.0
+    assert float(trained.state.constraints.y[0]) > 0, "completions of 4 tokens under a limit of 2"
+    assert notes.lines[-1][1]["evaluation/length"] == pytest.approx(4, abs=1)
+    assert notes.closed
+    assert {"prompt", "completion", "reward"} == set(notes.samples[0])
+    assert saved_recipe(trained.folder).training.steps == 4
+    # The gap between sampling and training is rounding alone: one model serves both.
+    assert notes.lines[3][1]["gap"] < 1e-5
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_a_stopped_run_goes_on_with_the_same_bits(whole, tmp_path, at):
+    """SIGTERM in a supervised step, and in a policy step; the step before a save and after one."""
+    first, second = Notes(at, lambda: signal.raise_signal(signal.SIGTERM)), Notes()
+    recipe = tiny.recipe(tmp_path / "run")
+    stopped = train(recipe, reporters=[first])
+    assert (stopped.status, stopped.signal) == (Status.INTERRUPTED, signal.SIGTERM)
+    assert at < stopped.steps < 6
+    resumed = train(saved_recipe(tmp_path / "run"), reporters=[second], resume=True)
+    assert resumed.status == Status.OPTIMAL
+    assert_same_bits(resumed.state, whole[0].state)
+    assert told(first, second) == told(whole[1])
+
+
+def test_a_signal_in_the_middle_of_scoring_ends_the_step_first(tmp_path):
+    """The scorer stands for anything between sampling and the update."""
+
+    def scorer(sampled):
+        signal.raise_signal(signal.SIGINT)
+        return Scores(np.zeros(16, np.float32), {})
+
+    stopped = train(tiny.recipe(tmp_path / "run"), reporters=[], scorer=scorer)
+    assert (stopped.status, stopped.signal, stopped.steps) == (Status.INTERRUPTED, signal.SIGINT, 3)
+    assert int(stopped.state.step) == 3
+
+
+def test_steps_that_are_not_finite_end_the_run(tmp_path):
+    recipe = tiny.recipe(tmp_path / "run", training={"max_bad_steps": 2})
+    trained = train(recipe, reporters=[], scorer=lambda sampled: Scores(np.full(16, np.inf, np.float32), {}))
+    assert trained.status == Status.NUMERICAL_ERROR
+    assert int(trained.state.skipped) == 3, "two in a row, seen one step late"
+    assert float(trained.state.constraints.y[0]) == 0, "multipliers rest"
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trained.state.trainable))
+
+
+def test_a_folder_with_a_run_is_not_overwritten_and_no_other_run_goes_on_in_it(whole):
+    folder = whole[0].folder
+    with pytest.raises(InvalidOption, match="holds a run; resume it"):
+        train(saved_recipe(folder))
+    with pytest.raises(CheckpointError, match=r"another run: objective\.entropy is 0.0 in the checkpoint"):
+        train(saved_recipe(folder, ["objective.entropy=0.5"]), resume=True, reporters=[])
+    with pytest.raises(CheckpointError, match="another run: data is"):
+        train(saved_recipe(folder, ["data.settings={digits=2}"]), resume=True, reporters=[])
+
+
+def test_metrics_are_whole_lines_and_a_longer_run_adds_to_them(whole, tmp_path):
+    """`steps` may differ: six more lines, none twice."""
+    recipe = tiny.recipe(tmp_path / "run", training={"steps": 1})
+    train(recipe)
+    longer = train(saved_recipe(tmp_path / "run", ["training.steps=2"]), resume=True)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "evaluation/reward" not in line] == [1, 2, 3, 4]
+    assert longer.steps == 4
