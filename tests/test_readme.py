@@ -1,11 +1,17 @@
 """The README's Python runs as it stands, and it holds exactly the two commands that CI reads from it."""
 
 import gzip
+import importlib.util
 import re
 from pathlib import Path
 
 import jax
 import numpy as np
+
+# The small language model of the tests beside the models; test modules are imported by path.
+_spec = importlib.util.spec_from_file_location("tiny", Path(__file__).parent / "models" / "tiny.py")
+tiny = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(tiny)
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 MODEL = """NAME SMALL
@@ -27,6 +33,7 @@ ENDATA
 def test_its_python_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "afiro.mps.gz").write_bytes(gzip.compress(MODEL.encode()))
+    tiny.write_folder(tmp_path / "model", tiny.write_gguf(tmp_path / "tiny.gguf"))
     names = {}
     for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
         exec(compile(block, "README.md", "exec"), names)
@@ -35,6 +42,8 @@ def test_its_python_runs(tmp_path, monkeypatch, capsys):
     np.testing.assert_allclose(np.asarray(names["prices"]), [-1.0, 0.0], atol=1e-3)
     assert names["values"].shape == (8,)
     assert isinstance(names["values"], jax.Array)
+    assert names["logits"].shape == (*names["ids"].shape, tiny.CONFIG.vocabulary)
+    assert names["rollout"].mask.all()
 
 
 def test_it_holds_two_commands():

@@ -4,6 +4,7 @@ Everything that needs JAX is imported inside the command, after the arguments we
 prompt by prompt, sample by sample: a text depends on the seed and on its number, not on the batch that it was in.
 """
 
+import math
 import sys
 import time
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Annotated, Any, ClassVar
 
 import typer
 
+from pdopt.cli.models import mesh_option
 from pdopt.cli.outcomes import FINISHED, Outcome, versions
 from pdopt.cli.prompts import read_prompts
 from pdopt.errors import InvalidOption, require_range, unknown_name
@@ -39,6 +41,9 @@ Raw = Annotated[bool, typer.Option("--raw", help="Give the prompt as it is, with
 Dtype = Annotated[
     str | None, typer.Option(help=f"One of {', '.join(DTYPES)}. [default: float32 on a CPU, else bfloat16]")
 ]
+MeshSizes = Annotated[
+    str | None, typer.Option("--mesh", metavar="DATA,FSDP,TENSOR", help="Split model and rows over these devices.")
+]
 Batch = Annotated[int, typer.Option(help="Most texts generated at once, >= 1.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, whatever the outcome.")]
 
@@ -48,7 +53,8 @@ class GenerateOutcome(Outcome):
     """What is known of a generation.
 
     Attributes:
-        model: as it was named; family, parameters: what it is; dtype: of its parameters.
+        model: as it was named; family, parameters: what it is; dtype: of its parameters;
+            mesh: axis -> size, None without one.
         texts: an entry a text: prompt and sample (numbers), text, tokens, finish (eos, stop, length, interrupted).
         tokens: new tokens in all; prompt_tokens: tokens read.
         seconds: load, compile, generate (wall).
@@ -60,6 +66,7 @@ class GenerateOutcome(Outcome):
     family: str | None = None
     parameters: int | None = None
     dtype: str | None = None
+    mesh: dict[str, int] | None = None
     temperature: float | None = None
     seed: int | None = None
     prompt_tokens: int = 0
@@ -89,6 +96,7 @@ class GenerateOutcome(Outcome):
             "family": self.family,
             "parameters": self.parameters,
             "dtype": self.dtype,
+            "mesh": self.mesh,
             "temperature": self.temperature,
             "seed": self.seed,
             "exit_code": self.code,
@@ -115,6 +123,7 @@ def generate(
     stop: Stop = None,
     raw: Raw = False,
     dtype: Dtype = None,
+    mesh: MeshSizes = None,
     batch: Batch = 16,
     json: Json = False,
 ) -> GenerateOutcome:
@@ -123,6 +132,7 @@ def generate(
     outcome.model, outcome.seed = model, seed
     outcome.temperature = (0.7 if samples > 1 else 0.0) if temperature is None else temperature
     _check(max_new, outcome.temperature, top_k, top_p, min_p, samples, batch, dtype, stop or [])
+    outcome.mesh = None if mesh is None else mesh_option(mesh)
     asked = read_prompts(prompt or [], prompts)
 
     ctx.obj.startup()
@@ -130,14 +140,13 @@ def generate(
 
     from pdopt.cli.compiling import compile_clock
     from pdopt.cli.texts import Row, complete
-    from pdopt.models.sources import open_model
     from pdopt.models.tokenizers import prompt_ids
     from pdopt.runtime.interrupts import stop_flag
     from pdopt.training.sampling import Sampling
 
     outcome.dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     before = time.monotonic()
-    opened = open_model(model, dtype=outcome.dtype)
+    opened = _opened(model, outcome)
     jax.block_until_ready(opened.model.params)
     outcome.seconds["load"] = time.monotonic() - before
     outcome.family, outcome.parameters = opened.model.config.family, opened.model.config.parameters
@@ -170,6 +179,22 @@ def generate(
     _end(outcome, len(rows), flag)
     shown.finish(outcome)
     return outcome
+
+
+def _opened(model: str, outcome: GenerateOutcome) -> Any:
+    """The model, on the mesh if there is one."""
+    from pdopt.models.sources import model_config, open_model
+
+    if outcome.mesh is None:
+        return open_model(model, dtype=outcome.dtype)
+    import jax
+
+    from pdopt.models.decoder import Execution
+    from pdopt.models.sharding import make_mesh, parameter_sharding
+
+    mesh = make_mesh(**outcome.mesh, devices=jax.devices()[: math.prod(outcome.mesh.values())])
+    sharding = parameter_sharding(mesh, model_config(model))
+    return open_model(model, dtype=outcome.dtype, sharding=sharding, execution=Execution(mesh=mesh))
 
 
 def _check(

@@ -37,7 +37,7 @@ class InspectOutcome(Outcome):
     Attributes:
         model: as it was named; family: Hugging Face's model_type.
         sizes: of the configuration, by name.
-        parameters: in all; parts: by part.
+        parameters: in all; active: those that one token passes through; parts: by part.
         bytes: of the parameters by dtype; stored: bytes in the files by their type (None without files).
         cache_bytes_per_token: keys and values of one token, by dtype.
         device: with --mesh, what one device holds: mesh, purpose, rows, length, dtype, bytes, and parts of (part,
@@ -50,6 +50,7 @@ class InspectOutcome(Outcome):
     family: str | None = None
     sizes: dict[str, Any] = field(default_factory=dict)
     parameters: int | None = None
+    active: int | None = None
     parts: dict[str, int] = field(default_factory=dict)
     bytes: dict[str, int] = field(default_factory=dict)
     stored: dict[str, int] | None = None
@@ -64,6 +65,7 @@ class InspectOutcome(Outcome):
             "family": self.family,
             "sizes": self.sizes,
             "parameters": self.parameters,
+            "active": self.active,
             "parts": self.parts,
             "bytes": self.bytes,
             "stored": self.stored,
@@ -83,7 +85,8 @@ class InspectOutcome(Outcome):
         sizes = ", ".join(f"{name} {value}" for name, value in self.sizes.items())
         rows = [
             (name, count, *(count * size / MEGA for size in BYTES.values()))
-            for name, count in [*self.parts.items(), ("all", self.parameters)]
+            for name, count in [*self.parts.items(), ("all", self.parameters), ("active", self.active)]
+            if name != "active" or count != self.parameters
         ]
         formats = dict.fromkeys([f"{name} (MB)" for name in BYTES], ".1f")
         lines = [
@@ -180,24 +183,42 @@ def _describe(outcome: InspectOutcome, config: Any) -> None:
     names = ("vocabulary", "width", "depth", "heads", "kv_heads", "head_dim", "hidden", "positions", "tied")
     outcome.family, outcome.parameters = config.family, config.parameters
     outcome.sizes = {name: getattr(config, name) for name in names}
-    outcome.parts = parts(config)
+    if config.experts is not None:
+        outcome.sizes |= {"experts": config.experts.count, "experts of a token": config.experts.top}
+    outcome.active, outcome.parts = active(config), parts(config)
     outcome.bytes = {kind: size * config.parameters for kind, size in BYTES.items()}
     outcome.cache_bytes_per_token = {kind: config.cache_bytes_per_token * size // 4 for kind, size in BYTES.items()}
 
 
 def parts(config: Any) -> dict[str, int]:
-    """Parameters of the embedding, the layers' attention, MLP and norms, and the head (0 where it is tied).
+    """Parameters of the embedding, the layers' attention, MLP or experts, norms, and the head (0 where it is tied).
 
     Example:
         >>> from pdopt.models.config import DecoderConfig
         >>> parts(DecoderConfig(vocabulary=32, width=8, depth=1, heads=2, kv_heads=1, head_dim=4, hidden=16))
         {'embedding': 256, 'attention': 192, 'mlp': 384, 'norms': 24, 'head': 0}
     """
-    found = dict.fromkeys(("embedding", "attention", "mlp", "norms", "head"), 0)
+    inner = "mlp" if config.experts is None else "experts"
+    found = dict.fromkeys(("embedding", "attention", inner, "norms", "head"), 0)
     for path, shape in config.shapes.items():
-        if path.endswith("norm"):
-            part = "norms"
-        else:
-            part = {"embed": "embedding"}.get(path, path.removeprefix("layers/").split("/")[0])
+        name = path.removeprefix("layers/").split("/")[0]
+        part = "norms" if path.endswith("norm") else {"embed": "embedding"}.get(name, name)
         found[part] += math.prod(shape)
     return found
+
+
+def active(config: Any) -> int:
+    """Parameters that one token passes through: of the experts only those it is sent to.
+
+    Example:
+        >>> from pdopt.models.config import DecoderConfig, Mixture
+        >>> sizes = {"vocabulary": 32, "width": 8, "depth": 1, "heads": 2, "kv_heads": 1, "head_dim": 4, "hidden": 16}
+        >>> config = DecoderConfig(**sizes, experts=Mixture(count=4, top=1, hidden=16))
+        >>> active(config), config.parameters
+        (888, 2040)
+    """
+    if config.experts is None:
+        return config.parameters
+    shapes = (shape for path, shape in config.shapes.items() if path.startswith("layers/experts/"))
+    each = sum(math.prod(shape) for shape in shapes if len(shape) == 4)
+    return config.parameters - each * (config.experts.count - config.experts.top) // config.experts.count

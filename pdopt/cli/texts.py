@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pdopt.models.sources import Opened
+from pdopt.training.prompts import bucket_of
 from pdopt.training.sampling import Sampling
-from pdopt.training.stream import power_of_two, stream
+from pdopt.training.stream import stream
 
 
 class Row(NamedTuple):
@@ -34,7 +35,7 @@ def complete(
         flag: a `StopFlag`; when it is up what came so far is returned.
         listen: told what is new in the first row's text.
     """
-    width = power_of_two(max(len(row.ids) for row in rows))
+    width = bucket_of(max(len(row.ids) for row in rows))
     ids = [rows[min(i, len(rows) - 1)].ids for i in range(size)]
     numbers = first + np.minimum(np.arange(size), len(rows) - 1)
     prompts = np.full((size, width), opened.pad, np.int32)

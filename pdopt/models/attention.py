@@ -7,6 +7,8 @@ Rope and softmax are computed in float32 whatever the compute type. A row that m
 evenly instead of becoming NaN; such rows are padding, and are masked by whoever reads them.
 """
 
+import logging
+from functools import cache
 from typing import Any
 
 import jax
@@ -16,7 +18,9 @@ import numpy as np
 from pdopt.errors import InvalidOption
 from pdopt.models.config import Rope
 
-KERNELS = ("xla", "cudnn")
+KERNELS = ("xla", "cudnn", "splash")
+
+_log = logging.getLogger(__name__)
 
 
 def rotations(rope: Rope, head_dim: int, positions: Any) -> tuple[Any, Any]:
@@ -45,11 +49,15 @@ def rotate(x: Any, turned: tuple[Any, Any]) -> Any:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
-def attend(q: Any, k: Any, v: Any, mask: Any, kernel: str = "xla") -> Any:
+def attend(
+    q: Any, k: Any, v: Any, mask: Any, kernel: str = "xla", scalar: float | None = None, cap: float | None = None
+) -> Any:
     """Attention of queries `(b, t, heads, e)` to keys and values `(b, s, kv_heads, e)` under `mask (b, t, s)`.
 
     Args:
-        kernel: "xla", or "cudnn" (NVIDIA, bfloat16 or float16).
+        kernel: one of `KERNELS`; "splash" has no dense masks and takes "xla" here.
+        scalar: scores are `q k / sqrt(scalar)`; None: e.
+        cap: c of `c tanh(score / c)`, which no fused kernel has; None: none.
 
     Raises:
         InvalidOption: another kernel.
@@ -59,19 +67,78 @@ def attend(q: Any, k: Any, v: Any, mask: Any, kernel: str = "xla") -> Any:
         >>> print(attend(one, one, one, jnp.ones((1, 2, 2), bool)).shape)
         (1, 2, 1, 4)
     """
-    if kernel not in KERNELS:
-        raise InvalidOption(f"kernel is {kernel!r}; expected one of {', '.join(KERNELS)}")
-    return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation=kernel)  # pyright: ignore[reportArgumentType]
+    require_kernel(kernel)
+    scale = q.shape[-1] ** -0.5 if scalar is None else scalar**-0.5
+    if cap is not None:
+        return _capped(q, k, v, mask, scale, cap)
+    named: Any = "cudnn" if kernel == "cudnn" else "xla"
+    return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], scale=scale, implementation=named)
 
 
-def default_kernel(dtype: Any) -> str:
-    """The kernel for this backend and compute type; asked once, when a model is built.
+def _capped(q: Any, k: Any, v: Any, mask: Any, scale: float, cap: float) -> Any:
+    b, t, heads, e = q.shape
+    grouped = q.reshape(b, t, k.shape[2], -1, e)
+    scores = jnp.einsum("btkge,bske->bkgts", grouped, k, preferred_element_type=jnp.float32)
+    scores = cap * jnp.tanh(scale / cap * scores)
+    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min), axis=-1)
+    return jnp.einsum("bkgts,bske->btkge", weights.astype(v.dtype), v).reshape(b, t, heads, e)
+
+
+def attend_causal(q: Any, k: Any, v: Any, lengths: Any, kernel: str = "cudnn", scalar: float | None = None) -> Any:
+    """Causal attention within one block whose rows have their `lengths (b,)` real tokens first: no mask is made.
+
+    What it gives at places beyond a row's length is finite and means nothing.
 
     Example:
-        >>> default_kernel(jnp.float32)
-        'xla'
+        >>> one = jnp.ones((1, 2, 1, 4))
+        >>> print(attend_causal(one, one, one, jnp.array([2]), "xla")[0, :, 0, 0])
+        [1. 1.]
     """
-    return "cudnn" if jax.default_backend() == "gpu" and np.dtype(dtype).itemsize == 2 else "xla"
+    scale = None if scalar is None else scalar**-0.5
+    named: Any = kernel
+    return jax.nn.dot_product_attention(
+        q, k, v, scale=scale, is_causal=True, query_seq_lengths=lengths, key_value_seq_lengths=lengths,
+        implementation=named,
+    )  # fmt: skip
+
+
+def require_kernel(kernel: str) -> None:
+    """Raise `InvalidOption` unless the kernel exists."""
+    if kernel not in KERNELS:
+        raise InvalidOption(f"kernel is {kernel!r}; expected one of {', '.join(KERNELS)}")
+
+
+@cache
+def default_kernel(dtype: Any, head_dim: int = 128, backend: str | None = None) -> str:
+    """The kernel for a compute type on a backend, None this process's own; said in the log the first time.
+
+    "cudnn" on a GPU in half precision with heads that it takes, "splash" on a TPU, else "xla".
+
+    Example:
+        >>> default_kernel(np.dtype("float32"), 64, "gpu"), default_kernel(np.dtype("float16"), 64, "gpu")
+        ('xla', 'cudnn')
+    """
+    backend = jax.default_backend() if backend is None else backend
+    # Multiples of 8 up to 128 on every card that has the kernel; 256 on some.
+    fused = np.dtype(dtype).itemsize == 2 and head_dim % 8 == 0 and head_dim <= 128
+    kernel = "cudnn" if backend == "gpu" and fused else "splash" if backend == "tpu" else "xla"
+    _log.info("attention: %s on %s in %s with heads of %d", kernel, backend, np.dtype(dtype).name, head_dim)
+    return kernel
+
+
+def in_window(mask: Any, window: int, at: Any = 0) -> Any:
+    """The mask `(b, t, s)` of queries in columns `at`, `at + 1`, ...: only the last `window` columns, its own included.
+
+    Columns, not positions, as in `transformers`; the same where the pads of a row stand at its start.
+
+    Example:
+        >>> print(in_window(jnp.ones((1, 3, 3), bool), 2)[0].astype(int))
+        [[1 1 1]
+         [1 1 1]
+         [0 1 1]]
+    """
+    t, s = mask.shape[1:]
+    return mask & ((at + jnp.arange(t))[:, None] - jnp.arange(s) < window)
 
 
 def causal_mask(positions: Any, valid: Any) -> Any:

@@ -6,19 +6,21 @@ What stands between the two, attention, belongs to the caller: a block of tokens
 A layer is a nested dictionary of arrays, named as in `config.shapes`.
 """
 
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pdopt.models.attention import rotate
+from pdopt.models.attention import attend, in_window, rotate, rotations
 from pdopt.models.config import DecoderConfig
 from pdopt.models.lora import Low
+from pdopt.models.routed import mix
 
 
-def norm(x: Any, weight: Any, epsilon: float) -> Any:
-    """RMSNorm (Zhang, Sennrich 2019) over the last axis, in float32, in the dtype of x.
+def norm(x: Any, weight: Any, epsilon: float, offset: bool = False) -> Any:
+    """RMSNorm (Zhang, Sennrich 2019) over the last axis, in float32, in the dtype of x; times `1 + w` with `offset`.
 
     Example:
         >>> print(norm(jnp.array([3.0, 3.0]), jnp.ones(2), 0.0).round(3))
@@ -26,7 +28,26 @@ def norm(x: Any, weight: Any, epsilon: float) -> Any:
     """
     wide = x.astype(jnp.float32)
     scale = lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)
-    return (wide * scale * weight.astype(jnp.float32)).astype(x.dtype)
+    factor = weight.astype(jnp.float32)
+    return (wide * scale * (1 + factor if offset else factor)).astype(x.dtype)
+
+
+def normed(config: DecoderConfig, x: Any, weight: Any) -> Any:
+    """The norm of this decoder."""
+    return norm(x, weight, config.norm_epsilon, config.norm_offset)
+
+
+class Turns(NamedTuple):
+    """Rotations of the tokens' positions, `(cos, sin)`: those of most layers, and those of local ones or None."""
+
+    whole: Any
+    local: Any
+
+
+def turns(config: DecoderConfig, positions: Any) -> Turns:
+    """The rotations that every layer uses."""
+    local = None if config.local_rope is None else rotations(config.local_rope, config.head_dim, positions)
+    return Turns(rotations(config.rope, config.head_dim, positions), local)
 
 
 def linear(part: Any, name: str, x: Any, axes: int = 1) -> Any:
@@ -43,10 +64,10 @@ def linear(part: Any, name: str, x: Any, axes: int = 1) -> Any:
     return out if bias is None else out + bias.astype(x.dtype)
 
 
-def project(config: DecoderConfig, layer: Any, h: Any, turned: Any) -> tuple[Any, Any, Any]:
+def project(config: DecoderConfig, layer: Any, h: Any, turned: Turns) -> tuple[Any, Any, Any]:
     """Queries, keys and values `(b, t, heads, head_dim)` of one layer, turned by their positions."""
     part = layer["attention"]
-    n = norm(h, layer["attention_norm"], config.norm_epsilon)
+    n = normed(config, h, layer["attention_norm"])
     if "qkv" in part:
         ends = (config.heads * config.head_dim, (config.heads + config.kv_heads) * config.head_dim)
         flat = jnp.split(linear(part, "qkv", n), ends, axis=-1)
@@ -54,32 +75,58 @@ def project(config: DecoderConfig, layer: Any, h: Any, turned: Any) -> tuple[Any
     else:
         q, k, v = (linear(part, name, n) for name in ("q", "k", "v"))
     if config.qk_norm:
-        q, k = (norm(x, part[f"{name}_norm"], config.norm_epsilon) for x, name in ((q, "q"), (k, "k")))
-    return rotate(q, turned), rotate(k, turned), v
+        q, k = normed(config, q, part["q_norm"]), normed(config, k, part["k_norm"])
+    own = turned.whole if turned.local is None else where_local(config, layer, turned.local, turned.whole)
+    return rotate(q, own), rotate(k, own), v
+
+
+def look(config: DecoderConfig, layer: Any, q: Any, k: Any, v: Any, mask: Any, kernel: str, at: Any = 0) -> Any:
+    """What queries in columns `at`, `at + 1`, ... see of keys and values: `mask (b, t, s)` and the layer's window."""
+    if config.window is not None:
+        mask = where_local(config, layer, in_window(mask, config.window, at), mask)
+    return attend(q, k, v, mask, kernel, config.query_scalar, config.attention_cap)
+
+
+def where_local(config: DecoderConfig, layer: Any, local: Any, whole: Any) -> Any:
+    """The one or the other, by the kind of the layer; a scan over layers of both kinds chooses as it runs."""
+    if not config.mixed:
+        return local if any(config.local) else whole
+    return jax.tree.map(lambda a, b: jnp.where(layer["local"], a, b), local, whole)
 
 
 def residual(config: DecoderConfig, layer: Any, h: Any, seen: Any) -> Any:
-    """What attention saw `(b, t, heads, head_dim)` goes into the residual stream; then the gated MLP."""
-    h = h + linear(layer["attention"], "o", seen, 2)
-    return h + gated(layer["mlp"], norm(h, layer["mlp_norm"], config.norm_epsilon))
+    """What attention saw `(b, t, heads, head_dim)` goes into the residual stream; then the MLP, or the experts."""
+    return residual_and_tally(config, layer, h, seen)[0]
 
 
-def gated(part: Any, n: Any) -> Any:
-    """`down(silu(gate n) * up n)`; gate and up may lie side by side in `gate_up`."""
+def residual_and_tally(config: DecoderConfig, layer: Any, h: Any, seen: Any, valid: Any = None) -> tuple[Any, Any]:
+    """`residual`, and the `Tally` of where the experts' valid tokens went; None without experts."""
+    out = linear(layer["attention"], "o", seen, 2)
+    h = h + (normed(config, out, layer["attention_post_norm"]) if config.post_norms else out)
+    n = normed(config, h, layer["mlp_norm"])
+    if config.experts is None:
+        out, tally = gated(config, layer["mlp"], n), None
+    else:
+        out, tally = mix(config.experts, layer["experts"], layer.get("router_bias"), n, valid)
+    return h + (normed(config, out, layer["mlp_post_norm"]) if config.post_norms else out), tally
+
+
+def gated(config: DecoderConfig, part: Any, n: Any) -> Any:
+    """`down(act(gate n) * up n)`; gate and up may lie side by side in `gate_up`."""
     if "gate_up" in part:
         gate, up = jnp.split(linear(part, "gate_up", n), 2, axis=-1)
     else:
         gate, up = linear(part, "gate", n), linear(part, "up", n)
-    return linear(part, "down", jax.nn.silu(gate) * up)
+    act = jax.nn.silu if config.activation == "silu" else partial(jax.nn.gelu, approximate=True)
+    return linear(part, "down", act(gate) * up)
 
 
 def packed(config: DecoderConfig, layer: Any) -> Any:
     """The layer with q, k, v side by side in `qkv` and gate, up in `gate_up`: fewer, wider products, same numbers."""
-    return {
-        **layer,
-        "attention": _side_by_side(layer["attention"], ("q", "k", "v"), config.width),
-        "mlp": _side_by_side(layer["mlp"], ("gate", "up"), config.width),
-    }
+    made = {**layer, "attention": _side_by_side(layer["attention"], ("q", "k", "v"), config.width)}
+    if config.experts is None:
+        made["mlp"] = _side_by_side(layer["mlp"], ("gate", "up"), config.width)
+    return made
 
 
 def _side_by_side(part: Any, names: tuple[str, ...], inputs: int) -> Any:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from pdopt.errors import InvalidFile, InvalidOption
-from pdopt.models.config import DecoderConfig, read_config
+from pdopt.models.config import ACTIVATIONS, DecoderConfig, Rope, read_config
 from pdopt.models.decoder import DEFAULT, Decoder, Execution, put
 from pdopt.models.names import IGNORED, Rule, rules
 
@@ -99,7 +99,7 @@ def _reader(
         if not stacked:
             return np.asarray(rule.inward(tensor(rule.name))[index], dtype)
         layers = range(*index[0].indices(shape[0]))
-        parts = (rule.inward(tensor(rule.name.format(i=i)))[tuple(index[1:])] for i in layers)
+        parts = (rule.read(tensor, i)[tuple(index[1:])] for i in layers)
         return np.stack([np.asarray(part, dtype) for part in parts])
 
     return read
@@ -152,7 +152,7 @@ def _match(folder: Path, config: DecoderConfig, table: dict[str, Rule], tensors:
     wanted: dict[str, tuple[int, ...]] = {}
     for path, rule in table.items():
         layers = range(config.depth) if path.startswith("layers/") else [0]
-        wanted |= {rule.name.format(i=i): rule.shape for i in layers}
+        wanted |= {name: rule.shape for i in layers for name in rule.names(i)}
     if missing := sorted(wanted.keys() - tensors.keys()):
         raise InvalidFile(folder, f"{len(missing)} tensors are missing, the first {missing[0]}")
     # A tied model may store its head too, as the copy that it is.
@@ -182,8 +182,13 @@ def export(
         shard_bytes: largest file.
 
     Raises:
-        InvalidOption: the folder has files in it, or the model has adapters.
+        InvalidOption: the folder has files in it, or the model has adapters or router prices, which it cannot hold.
     """
+    if model.balance is not None and np.any(np.asarray(model.balance.y)):
+        raise InvalidOption(
+            f"model has router prices, for which {model.config.family} has no name; replace(balance=None) exports it "
+            "without them, and it then routes otherwise"
+        )
     if model.adapters is not None:
         raise InvalidOption(
             "model has adapters; lora.merge(model) adds them to the weights, lora.export_adapters writes them"
@@ -239,14 +244,16 @@ def _outward(model: Decoder, kind: np.dtype) -> Iterator[tuple[str, np.ndarray]]
             value = value[part]
         if path.startswith("layers/"):
             for i in range(model.config.depth):
-                yield rule.name.format(i=i), np.ascontiguousarray(rule.outward(np.asarray(value[i])), kind)
+                for name, tensor in rule.write(np.asarray(value[i]), i):
+                    yield name, np.ascontiguousarray(tensor, kind)
         else:
             yield rule.name, np.ascontiguousarray(rule.outward(np.asarray(value)), kind)
 
 
 _CLASSES = {
-    "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
+    "gemma2": "Gemma2ForCausalLM", "gemma3_text": "Gemma3ForCausalLM", "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM", "mixtral": "MixtralForCausalLM", "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM",
 }  # fmt: skip
 
 
@@ -260,20 +267,58 @@ def _config(config: DecoderConfig, source: str | Path | None, kind: np.dtype) ->
             **{k: v for k, v in found.items() if k not in ("torch_dtype", "quantization_config")},
             "dtype": kind.name,
         }
-    rope: dict[str, Any] = {"rope_type": config.rope.kind, "rope_theta": config.rope.theta}
-    if config.rope.kind == "llama3":
-        rope |= {
-            "factor": config.rope.factor, "low_freq_factor": config.rope.low, "high_freq_factor": config.rope.high,
-            "original_max_position_embeddings": config.rope.original,
-        }  # fmt: skip
     eos: Any = list(config.eos) if len(config.eos) > 1 else (config.eos[0] if config.eos else None)
     written = {
         "architectures": [_CLASSES[config.family]], "model_type": config.family, "vocab_size": config.vocabulary,
         "hidden_size": config.width, "num_hidden_layers": config.depth, "num_attention_heads": config.heads,
         "num_key_value_heads": config.kv_heads, "head_dim": config.head_dim, "intermediate_size": config.hidden,
-        "hidden_act": "silu", "rms_norm_eps": config.norm_epsilon, "tie_word_embeddings": config.tied,
-        "max_position_embeddings": config.positions, "rope_parameters": rope, "attention_bias": config.output_bias,
+        "hidden_act": ACTIVATIONS[config.activation], "rms_norm_eps": config.norm_epsilon,
+        "tie_word_embeddings": config.tied, "max_position_embeddings": config.positions,
+        "rope_parameters": _ropes(config), "attention_bias": config.output_bias,
         "mlp_bias": config.mlp_bias, "bos_token_id": config.bos, "eos_token_id": eos, "pad_token_id": config.pad,
         "dtype": kind.name,
     }  # fmt: skip
-    return written | ({"sliding_window": None} if config.family == "mistral" else {})
+    return written | _switches(config)
+
+
+def _ropes(config: DecoderConfig) -> dict[str, Any]:
+    """`rope_parameters`; Gemma 3 has them for each kind of layer."""
+    if config.local_rope is not None:
+        return {"full_attention": _rope(config.rope), "sliding_attention": _rope(config.local_rope)}
+    return _rope(config.rope)
+
+
+def _rope(rope: Rope) -> dict[str, Any]:
+    found: dict[str, Any] = {"rope_type": rope.kind, "rope_theta": rope.theta}
+    if rope.kind == "linear":
+        found["factor"] = rope.factor
+    if rope.kind == "llama3":
+        found |= {
+            "factor": rope.factor, "low_freq_factor": rope.low, "high_freq_factor": rope.high,
+            "original_max_position_embeddings": rope.original,
+        }  # fmt: skip
+    return found
+
+
+def _switches(config: DecoderConfig) -> dict[str, Any]:
+    """What only some families write: windows, experts, Gemma's caps."""
+    found: dict[str, Any] = {}
+    if config.family in ("mistral", "mixtral") or config.local:
+        found["sliding_window"] = config.window
+    if config.local:
+        found["layer_types"] = ["sliding_attention" if local else "full_attention" for local in config.local]
+        if config.family.startswith("qwen"):
+            found |= {"use_sliding_window": True, "max_window_layers": config.local.index(True)}
+    if config.family.startswith("gemma"):
+        found |= {
+            "hidden_activation": ACTIVATIONS[config.activation], "query_pre_attn_scalar": config.query_scalar,
+            "attn_logit_softcapping": config.attention_cap, "final_logit_softcapping": config.logit_cap,
+        }  # fmt: skip
+    if config.experts is not None:
+        mixture = config.experts
+        key = "num_local_experts" if config.family == "mixtral" else "num_experts"
+        found |= {key: mixture.count, "num_experts_per_tok": mixture.top}
+        if config.family == "qwen3_moe":
+            found |= {"moe_intermediate_size": mixture.hidden, "norm_topk_prob": mixture.normalise,
+                      "decoder_sparse_step": 1, "mlp_only_layers": []}  # fmt: skip
+    return found

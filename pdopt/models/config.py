@@ -11,16 +11,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pdopt.errors import InvalidFile, InvalidOption
+from pdopt.errors import InvalidFile, InvalidOption, require_range, unknown_name
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-ROPES = ("default", "llama3")
+FAMILIES = ("gemma2", "gemma3_text", "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe")
+ROPES = ("default", "linear", "llama3")
+# Hugging Face's names of the activations that we have.
+ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
     """Rotary positions: entry pair i of a head turns by `position * f_i`, `f_i = theta^(-2i / head_dim)`.
 
+    `kind="linear"` divides every f by `factor` (Chen et al. 2023, arXiv 2306.15595).
     `kind="llama3"` slows the long waves by `factor` (Llama 3.1, 2024): with wavelength `w = 2 pi / f`, f stays where
     `w < original / high`, becomes `f / factor` where `w > original / low`, and blends in between.
     """
@@ -44,6 +47,8 @@ class Rope:
             [1.0, 0.1]
         """
         plain = [self.theta ** (-2 * i / head_dim) for i in range(head_dim // 2)]
+        if self.kind == "linear":
+            return [f / self.factor for f in plain]
         return plain if self.kind == "default" else [self._slowed(f) for f in plain]
 
     def _slowed(self, f: float) -> float:
@@ -57,6 +62,34 @@ class Rope:
 
 
 @dataclasses.dataclass(frozen=True)
+class Mixture:
+    """A mixture of experts in place of the MLP (`models/experts.py`): each token goes to `top` of `count` experts.
+
+    Attributes:
+        count, top: experts, and how many of them a token takes.
+        hidden: width inside an expert.
+        scores: "softmax" or "sigmoid" of the router's logits.
+        normalise: divide the chosen scores of a token by their sum (`norm_topk_prob`).
+
+    Raises:
+        InvalidOption: a size below 1, or top above count.
+    """
+
+    count: int
+    top: int
+    hidden: int
+    scores: str = "softmax"
+    normalise: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("count", "top", "hidden"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise InvalidOption(f"{name} is {getattr(self, name)!r}; expected an integer >= 1")
+        if self.top > self.count:
+            raise InvalidOption(f"top is {self.top}; expected at most {self.count}, the number of experts")
+
+
+@dataclasses.dataclass(frozen=True)
 class DecoderConfig:
     """Sizes and switches of a pre-norm decoder with grouped queries, rotary positions and a gated MLP.
 
@@ -66,7 +99,17 @@ class DecoderConfig:
         rope: rotary positions.
         norm_epsilon: added to the mean square.
         qkv_bias, output_bias, mlp_bias: biases of those projections.
-        qk_norm: RMSNorm of each query and key head before rope (Qwen3).
+        qk_norm: RMSNorm of each query and key head before rope (Qwen3, Gemma 3).
+        experts: a mixture of experts in place of every MLP, or None.
+        activation: of the gate, "silu" or "gelu_tanh" (the tanh form).
+        norm_offset: norms multiply by `1 + w` instead of w (Gemma).
+        post_norms: norms after attention and MLP too, before the residual (Gemma).
+        embed_scaled: embeddings are multiplied by `sqrt(width)` (Gemma).
+        query_scalar: scores are `q k / sqrt(query_scalar)`; None: head_dim.
+        attention_cap, logit_cap: c of `c tanh(x / c)` on attention scores and on logits (Gemma 2), or None.
+        window: how many columns back local layers see, themselves included; None where no layer is local.
+        local: which layers are local, one bool each; () where none is.
+        local_rope: rotary positions of local layers (Gemma 3); None: as in the others.
         tied: the head is the transposed embedding.
         positions: longest text the model was made for.
         family: Hugging Face's `model_type`, for export.
@@ -93,6 +136,17 @@ class DecoderConfig:
     output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    experts: Mixture | None = None
+    activation: str = "silu"
+    norm_offset: bool = False
+    post_norms: bool = False
+    embed_scaled: bool = False
+    query_scalar: int | None = None
+    attention_cap: float | None = None
+    logit_cap: float | None = None
+    window: int | None = None
+    local: tuple[bool, ...] = ()
+    local_rope: Rope | None = None
     tied: bool = True
     positions: int = 32_768
     family: str = "llama"
@@ -110,6 +164,21 @@ class DecoderConfig:
             raise InvalidOption(f"head_dim is {self.head_dim}; expected an even number: rope turns pairs")
         if self.family not in FAMILIES:
             raise InvalidOption(f"model_type is {self.family!r}; implemented are {', '.join(FAMILIES)}")
+        if self.activation not in ACTIVATIONS:
+            raise unknown_name("activation", self.activation, ACTIVATIONS)
+        if self.experts is not None and (self.mlp_bias or self.activation != "silu"):
+            raise InvalidOption("experts with mlp_bias or another activation than silu; implemented are plain ones")
+        if len(self.local) not in (0, self.depth) or any(self.local) != (self.window is not None):
+            raise InvalidOption(f"window is {self.window} and local {self.local}; expected a bool for each of "
+                                f"{self.depth} layers, and a window where one is local")  # fmt: skip
+        for name in ("window", "attention_cap", "logit_cap", "query_scalar"):
+            if getattr(self, name) is not None:
+                require_range(name, getattr(self, name), 0.0, open_low=True)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether local layers and others alternate."""
+        return any(self.local) and not all(self.local)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -119,8 +188,15 @@ class DecoderConfig:
             "attention_norm": (w,),
             "attention/q": (w, h, e), "attention/k": (w, k, e), "attention/v": (w, k, e), "attention/o": (h, e, w),
             "mlp_norm": (w,),
-            "mlp/gate": (w, f), "mlp/up": (w, f), "mlp/down": (f, w),
         }  # fmt: skip
+        if self.experts is None:
+            layer |= {"mlp/gate": (w, f), "mlp/up": (w, f), "mlp/down": (f, w)}
+        else:
+            n, m = self.experts.count, self.experts.hidden
+            layer |= {"experts/router": (w, n), "experts/gate": (n, w, m), "experts/up": (n, w, m),
+                      "experts/down": (n, m, w)}  # fmt: skip
+        if self.post_norms:
+            layer |= {"attention_post_norm": (w,), "mlp_post_norm": (w,)}
         if self.qkv_bias:
             layer |= {"attention/q_bias": (h, e), "attention/k_bias": (k, e), "attention/v_bias": (k, e)}
         if self.output_bias:
@@ -183,19 +259,46 @@ def _from_dict(d: Mapping[str, Any]) -> DecoderConfig:
                                  "intermediate_size") if d.get(name) is None]  # fmt: skip
     if missing:
         raise InvalidOption(f"the configuration lacks {', '.join(missing)}")
-    _refuse_windows(d)
-    if d.get("hidden_act", "silu") != "silu":
-        raise InvalidOption(f"hidden_act is {d['hidden_act']!r}; implemented is silu")
-    heads, width = d["num_attention_heads"], d["hidden_size"]
+    gemma = family.startswith("gemma")
+    named = (d.get("hidden_activation") if gemma else None) or d.get("hidden_act", "silu")
+    wanted = "gelu_tanh" if gemma else "silu"
+    if named != ACTIVATIONS[wanted]:
+        raise InvalidOption(f"hidden_act is {named!r}; implemented for {family} is {ACTIVATIONS[wanted]}")
+    heads, width, depth = d["num_attention_heads"], d["hidden_size"], d["num_hidden_layers"]
     bias = bool(d.get("attention_bias") or False)
+    window, local = _windows(d, depth)
     return DecoderConfig(
-        vocabulary=d["vocab_size"], width=width, depth=d["num_hidden_layers"], heads=heads,
-        kv_heads=d.get("num_key_value_heads") or heads, head_dim=d.get("head_dim") or width // heads,
-        hidden=d["intermediate_size"], rope=_rope(d), norm_epsilon=d.get("rms_norm_eps", 1e-6),
+        vocabulary=d["vocab_size"], width=width, depth=depth, heads=heads,
+        kv_heads=d.get("num_key_value_heads") or heads,
+        head_dim=d.get("head_dim") or (256 if gemma else width // heads),
+        hidden=d["intermediate_size"], rope=_rope(_layer_rope(d, "full_attention")),
+        norm_epsilon=d.get("rms_norm_eps", 1e-6),
         qkv_bias=True if family == "qwen2" else bias, output_bias=False if family == "qwen2" else bias,
-        mlp_bias=bool(d.get("mlp_bias") or False), qk_norm=family == "qwen3",
-        tied=bool(d.get("tie_word_embeddings", False)), positions=d.get("max_position_embeddings", 32_768),
+        mlp_bias=bool(d.get("mlp_bias") or False), qk_norm=family in ("qwen3", "qwen3_moe", "gemma3_text"),
+        experts=_experts(d), activation=wanted, norm_offset=gemma, post_norms=gemma, embed_scaled=gemma,
+        query_scalar=(d.get("query_pre_attn_scalar") or 256) if gemma else None,
+        attention_cap=d.get("attn_logit_softcapping", 50.0 if family == "gemma2" else None) if gemma else None,
+        logit_cap=d.get("final_logit_softcapping", 30.0 if family == "gemma2" else None) if gemma else None,
+        window=window, local=local,
+        local_rope=_rope(_layer_rope(d, "sliding_attention")) if family == "gemma3_text" else None,
+        tied=bool(d.get("tie_word_embeddings", gemma)), positions=d.get("max_position_embeddings", 32_768),
         family=family, bos=d.get("bos_token_id"), eos=_ids(d.get("eos_token_id")), pad=d.get("pad_token_id"),
+    )  # fmt: skip
+
+
+def _experts(d: Mapping[str, Any]) -> Mixture | None:
+    """The mixture of experts of the two families that have one."""
+    if d["model_type"] == "mixtral":
+        return Mixture(d.get("num_local_experts", 8), d.get("num_experts_per_tok", 2), d["intermediate_size"])
+    if d["model_type"] != "qwen3_moe":
+        return None
+    dense = d.get("mlp_only_layers") or [i for i in range(d["num_hidden_layers"])
+                                         if (i + 1) % (d.get("decoder_sparse_step") or 1)]  # fmt: skip
+    if dense:
+        raise InvalidOption(f"layers {dense} have no experts; implemented are experts in every layer")
+    return Mixture(
+        d.get("num_experts") or d.get("num_local_experts") or 128, d.get("num_experts_per_tok", 8),
+        d.get("moe_intermediate_size", 768), normalise=bool(d.get("norm_topk_prob", False)),
     )  # fmt: skip
 
 
@@ -212,22 +315,54 @@ def _rope(d: Mapping[str, Any]) -> Rope:
     theta = found.get("rope_theta", d.get("rope_theta", 10_000.0))
     if found.get("partial_rotary_factor", d.get("partial_rotary_factor") or 1.0) != 1.0:
         raise InvalidOption("partial_rotary_factor is not 1; implemented is rope on whole heads")
-    if kind != "llama3":
-        return Rope(float(theta), kind)
-    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    names = {"linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor",
+                                               "original_max_position_embeddings")}.get(kind, ())  # fmt: skip
     missing = [name for name in names if name not in found]
     if missing:
-        raise InvalidOption(f"rope_type llama3 lacks {', '.join(missing)}")
+        raise InvalidOption(f"rope_type {kind} lacks {', '.join(missing)}")
+    if kind != "llama3":
+        return Rope(float(theta), kind, float(found["factor"]) if names else 1.0)
     factor, low, high, original = (found[name] for name in names)
     return Rope(float(theta), kind, float(factor), float(low), float(high), int(original))
 
 
-def _refuse_windows(d: Mapping[str, Any]) -> None:
-    """Sliding windows that would act: Mistral's own, or Qwen's where switched on."""
-    window = d.get("sliding_window")
-    acts = window is not None and (d["model_type"] == "mistral" or d.get("use_sliding_window"))
-    if acts and window < d.get("max_position_embeddings", math.inf):
-        raise InvalidOption(f"sliding_window is {window}; implemented is full attention (sliding_window null)")
-    kinds = set(d.get("layer_types") or ()) - {"full_attention"}
-    if kinds:
-        raise InvalidOption(f"layer_types has {', '.join(sorted(kinds))}; implemented is full_attention")
+def _layer_rope(d: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    """The part of a configuration that says the rope of one kind of layer; Gemma 3 has two."""
+    if d["model_type"] != "gemma3_text":
+        return d
+    ropes = d.get("rope_parameters") or {}
+    if kind in ropes or "full_attention" in ropes:
+        return {"rope_theta": 1e6 if kind == "full_attention" else 1e4, "rope_parameters": ropes.get(kind)}
+    if kind == "sliding_attention":
+        return {"rope_theta": d.get("rope_local_base_freq", 1e4)}
+    return {"rope_theta": d.get("rope_theta", 1e6), "rope_scaling": d.get("rope_scaling")}
+
+
+def _windows(d: Mapping[str, Any], depth: int) -> tuple[int | None, tuple[bool, ...]]:
+    """The window and the layers it holds in, as each family's own configuration class reads them."""
+    family, window, kinds = d["model_type"], d.get("sliding_window"), d.get("layer_types")
+    if unknown := sorted(set(kinds or ()) - {"full_attention", "sliding_attention"}):
+        raise InvalidOption(f"layer_types has {', '.join(unknown)}; implemented are full_attention, sliding_attention")
+    if d.get("use_bidirectional_attention"):
+        raise InvalidOption("use_bidirectional_attention is true; implemented is causal attention")
+    gemma = family.startswith("gemma")
+    if gemma:
+        every = 2 if family == "gemma2" else d.get("sliding_window_pattern") or 6
+        window = window or 4096
+        local = tuple(kind == "sliding_attention" for kind in kinds) if kinds else tuple(
+            (i + 1) % every > 0 for i in range(depth)
+        )  # fmt: skip
+    elif family in ("mistral", "mixtral"):
+        local = (window is not None,) * depth
+    elif family.startswith("qwen") and d.get("use_sliding_window") and window is not None:
+        first = d.get("max_window_layers", 28)
+        local = (
+            tuple(kind == "sliding_attention" for kind in kinds) if kinds else tuple(i >= first for i in range(depth))
+        )
+    elif family == "llama" and "sliding_attention" in (kinds or ()):
+        raise InvalidOption("layer_types has sliding_attention; implemented for llama is full_attention")
+    else:
+        local = ()
+    # A window as long as the longest text never acts; Gemma's local layers differ in more than the window.
+    acts = any(local) and (gemma or window < d.get("max_position_embeddings", math.inf))
+    return (window, local) if acts else (None, ())

@@ -8,21 +8,26 @@ Parameters are a nested dictionary (`config.shapes` names them); layers are stac
 `Decoder` pairs the two for users: a pytree to call, differentiate and shard.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from pdopt.errors import InvalidOption, require_shape
-from pdopt.models.attention import attend, causal_mask, default_kernel, rotations
-from pdopt.models.block import norm, packed, project, residual
+from pdopt.models.block import normed, packed, project, residual_and_tally, turns
 from pdopt.models.config import DecoderConfig
+from pdopt.models.kernels import block_attention, choose, needs_front
+from pdopt.models.log_probs import CHUNK, TokenScores, token_log_probs
 from pdopt.models.lora import Adapters, beside, merged
-from pdopt.models.sharding import RESIDUAL, constrain, lookup, split_heads
+from pdopt.models.sharding import RESIDUAL, constrain, lookup, split_heads, whole_layer
 from pdopt.types import record
 
-REMATS = ("none", "full", "dots")
+REMATS = ("none", "full", "dots", "offload")
+# The name by which a policy finds what to keep, and the memory of a host that an accelerator can read.
+BLOCK_INPUT, HOST = "block_input", "pinned_host"
 
 
 class Execution(NamedTuple):
@@ -30,9 +35,10 @@ class Execution(NamedTuple):
 
     Attributes:
         compute: dtype of products and activations; parameters are cast to it. None: the parameters' own.
-        kernel: attention kernel; None chooses by backend.
+        kernel: attention kernel, one of `attention.KERNELS`; None chooses by backend, and says so in the log.
         unroll: run the layers in a Python loop instead of a scan.
-        remat: what the backward pass recomputes: "none", "full" (all but block inputs), "dots" (all but products).
+        remat: what the backward pass recomputes: "none", "full" (all but block inputs), "dots" (all but products),
+            "offload" (as "full", with the block inputs in the host's memory).
         mesh: where activations are split (`sharding.make_mesh`); None leaves them to the compiler.
     """
 
@@ -46,17 +52,6 @@ class Execution(NamedTuple):
 DEFAULT = Execution()
 
 
-class Cache(NamedTuple):
-    """Keys and values already computed: one `(b, length, kv_heads, head_dim)` array for each layer, and what is valid.
-
-    One array a layer, not one for all: a token's write is then in place, without copying the other layers.
-    """
-
-    keys: tuple[Any, ...]
-    values: tuple[Any, ...]
-    valid: Any
-
-
 @record(static=("config", "execution"))
 class Decoder:
     """A language model: `decoder(tokens, positions, valid) -> logits (b, t, vocabulary)`, float32.
@@ -66,6 +61,7 @@ class Decoder:
         config: `DecoderConfig`.
         execution: how it runs.
         adapters: low-rank changes of the layers' weights (`lora.init`); None: none, the weights alone.
+        balance: prices of the experts of every layer (`routed.start`); None: zero.
 
     Example:
         >>> config = DecoderConfig(vocabulary=32, width=8, depth=1, heads=2, kv_heads=1, head_dim=4, hidden=16)
@@ -78,6 +74,7 @@ class Decoder:
     config: DecoderConfig
     execution: Execution = DEFAULT
     adapters: Adapters | None = None
+    balance: Any = None
 
     def __call__(self, tokens: Any, positions: Any = None, valid: Any = None) -> Any:
         """Logits of every position; `valid (b, t)` marks real tokens, `positions` defaults to counting them."""
@@ -85,21 +82,63 @@ class Decoder:
 
     def hidden(self, tokens: Any, positions: Any = None, valid: Any = None) -> Any:
         """The last hidden states `(b, t, width)`, normalised."""
+        return self._run(tokens, positions, valid)[0]
+
+    def hidden_and_tallies(self, tokens: Any, positions: Any = None, valid: Any = None) -> tuple[Any, Any]:
+        """`hidden`, and where the valid tokens went in each layer: a `Tally` stacked over layers, for `rebalance`.
+
+        Raises:
+            InvalidOption: a model without experts.
+        """
+        if self.config.experts is None:
+            raise InvalidOption("the model has no experts; expected a mixture, config.experts")
+        return self._run(tokens, positions, valid)
+
+    def _run(self, tokens: Any, positions: Any, valid: Any) -> tuple[Any, Any]:
+        kernel = choose(self.config, self.execution.kernel, compute_dtype(self))
+        front = needs_front(self.config, kernel) and valid is not None
         positions, valid = _placed(tokens, positions, valid)
-        mask = causal_mask(positions, valid)
-        params = {**self.params, "layers": beside(self.params["layers"], self.adapters)}
-        return run_layers(self.config, self.execution, params, tokens, positions, mask)
+        params = {**self.params, "layers": self.stack()}
+        run = partial(run_layers, self.config, self.execution, params)
+        if not front:
+            return run(tokens, positions, valid)
+        order = jnp.argsort(~valid, axis=1, stable=True)
+        hidden, tallies = run(*(jnp.take_along_axis(x, order, axis=1) for x in (tokens, positions, valid)))
+        return jnp.take_along_axis(hidden, jnp.argsort(order, axis=1)[..., None], axis=1), tallies
+
+    def stack(self, whole: bool = False) -> Any:
+        """The layers' parameters, stacked, with what a layer reads beside its own: adapters, router biases, its kind.
+
+        Args:
+            whole: adapters are added to the weights instead of standing beside them.
+        """
+        layers = (merged if whole else beside)(self.params["layers"], self.adapters)
+        if self.balance is not None:
+            layers = {**layers, "router_bias": -lax.stop_gradient(self.balance.y)}
+        if self.config.mixed:
+            layers = {**layers, "local": jnp.asarray(self.config.local)}
+        return layers
 
     def logits(self, hidden: Any) -> Any:
         """`hidden @ head` in float32."""
-        matrix = head(self.config, self.params, self.execution.mesh).astype(hidden.dtype)
-        logits = jnp.matmul(hidden, matrix, preferred_element_type=jnp.float32)
-        return constrain(logits, self.execution.mesh, "batch", *(None,) * (hidden.ndim - 2), "vocab")
+        return logits(self.config, self.execution, head(self.config, self.params), hidden)
+
+    def scores(self, hidden: Any, targets: Any, temperature: Any = 1.0, chunk: int = CHUNK) -> TokenScores:
+        """Log-probabilities and entropies of `targets (b, t)` after `hidden`, without holding the logits."""
+        matrix, mesh = head(self.config, self.params), self.execution.mesh
+        return token_log_probs(hidden, matrix, targets, temperature, chunk, mesh, self.config.logit_cap)
 
 
-def head(config: DecoderConfig, params: Any, mesh: Any = None) -> Any:
-    """The matrix `(width, vocabulary)` that makes logits; on a mesh its width is whole on every device."""
-    return constrain(params["embed"].T if config.tied else params["head"], mesh, None, "vocab")
+def logits(config: DecoderConfig, execution: Execution, matrix: Any, hidden: Any) -> Any:
+    """`hidden @ matrix` in float32, capped where the configuration says so."""
+    made = jnp.matmul(hidden, matrix.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    made = constrain(made, execution.mesh, "batch", *(None,) * (hidden.ndim - 2), "vocab")
+    return made if config.logit_cap is None else config.logit_cap * jnp.tanh(made / config.logit_cap)
+
+
+def head(config: DecoderConfig, params: Any) -> Any:
+    """The matrix `(width, vocabulary)` that makes logits."""
+    return params["embed"].T if config.tied else params["head"]
 
 
 def initialise(config: DecoderConfig, key: Any, dtype: Any = jnp.float32) -> Any:
@@ -114,7 +153,7 @@ def initialise(config: DecoderConfig, key: Any, dtype: Any = jnp.float32) -> Any
     for number, (path, shape) in enumerate(config.shapes.items()):
         name = path.rsplit("/", 1)[-1]
         if name.endswith("norm"):
-            value = jnp.ones(shape, dtype)
+            value = jnp.zeros(shape, dtype) if config.norm_offset else jnp.ones(shape, dtype)
         elif name.endswith("bias"):
             value = jnp.zeros(shape, dtype)
         else:
@@ -141,63 +180,47 @@ def _placed(tokens: Any, positions: Any, valid: Any) -> tuple[Any, Any]:
     return positions, valid
 
 
-def run_layers(config: DecoderConfig, execution: Execution, params: Any, tokens: Any, positions: Any, mask: Any) -> Any:
-    """Normalised hidden states of a block of tokens that see each other through `mask (b, t, t)`."""
-    h, turned, kernel = _enter(config, execution, params, tokens, positions)
-    mesh = execution.mesh
+def run_layers(
+    config: DecoderConfig, execution: Execution, params: Any, tokens: Any, positions: Any, valid: Any
+) -> tuple[Any, Any]:
+    """Normalised hidden states of a block of tokens, each of which sees the valid ones before it; the experts' tallies.
 
-    def block(h: Any, layer: Any) -> tuple[Any, None]:
-        h = constrain(h, mesh, *RESIDUAL)
+    The tallies are stacked over layers, None without experts.
+    """
+    h, turned, kernel = enter(config, execution, params["embed"], tokens, positions)
+    mesh = execution.mesh
+    see = block_attention(config, kernel, positions, valid, mesh)
+
+    def block(h: Any, layer: Any) -> tuple[Any, Any]:
+        h = constrain(checkpoint_name(h, BLOCK_INPUT), mesh, *RESIDUAL)
         q, k, v = split_heads(mesh, *project(config, layer, h, turned))
-        return residual(config, layer, h, attend(q, k, v, mask, kernel)), None
+        return residual_and_tally(config, layer, h, see(layer, q, k, v), valid)
 
     block = _checkpointed(block, execution.remat)
     if execution.unroll:
+        tallies = []
         for number in range(config.depth):
-            h, _ = block(h, slice_layer(params["layers"], number))
+            h, tally = block(h, slice_layer(params["layers"], number))
+            tallies.append(tally)
+        tallies = jax.tree.map(lambda *one: jnp.stack(one), *tallies)
     else:
-        h, _ = lax.scan(block, h, params["layers"])
-    return norm(h, params["norm"], config.norm_epsilon)
-
-
-def extend(
-    model: Decoder, layers: tuple[Any, ...], tokens: Any, positions: Any, mask: Any, cache: Cache, at: Any
-) -> tuple[Any, Cache]:
-    """Hidden states of new tokens that see the cache, and the cache with theirs written at column `at`.
-
-    Args:
-        model: the decoder.
-        layers: its `packed_layers`, made once by the caller so that decoding does not slice at every token.
-        tokens, positions: `(b, t)` new tokens.
-        mask: `(b, t, length)` what each may see of the cache, themselves included.
-        cache: what was seen before.
-        at: the column of the first new token, the same in every row.
-    """
-    config, mesh = model.config, model.execution.mesh
-    h, turned, kernel = _enter(config, model.execution, model.params, tokens, positions)
-    keys, values = [], []
-    write = lambda old, new: constrain(
-        lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), at, 1), mesh, "batch", None, "kv_heads", None
-    )
-    for number, layer in enumerate(layers):
-        h = constrain(h, mesh, *RESIDUAL)
-        q, k, v = split_heads(mesh, *project(config, layer, h, turned))
-        keys.append(write(cache.keys[number], k))
-        values.append(write(cache.values[number], v))
-        seen = attend(q, keys[-1].astype(q.dtype), values[-1].astype(q.dtype), mask, kernel)
-        h = residual(config, layer, h, seen)
-    return norm(h, model.params["norm"], config.norm_epsilon), Cache(tuple(keys), tuple(values), cache.valid)
+        h, tallies = lax.scan(block, h, params["layers"])
+    return normed(config, h, params["norm"]), tallies
 
 
 def packed_layers(model: Decoder) -> tuple[Any, ...]:
     """The layers apart, with q, k, v side by side in `qkv` and gate, up in `gate_up`: fewer, wider products.
 
-    The same numbers; worth it where many small steps read the same weights. Adapters are added to weights that are kept
+    The same numbers; worth it where many small steps read the same weights. On a mesh they come to lie whole along
+    `fsdp`, or every token would gather them again. Adapters are added to weights that are kept
     and used in float32; in half precision the sum would round most of an adapter away, so there they stay apart.
     """
-    whole = min(jnp.dtype(dtype).itemsize for dtype in (model.params["embed"].dtype, compute_dtype(model))) >= 4
-    layers = (merged if whole else beside)(model.params["layers"], model.adapters)
-    return tuple(packed(model.config, slice_layer(layers, number)) for number in range(model.config.depth))
+    layers = model.stack(min(jnp.dtype(d).itemsize for d in (model.params["embed"].dtype, compute_dtype(model))) >= 4)
+    mesh = model.execution.mesh
+    apart = [whole_layer(slice_layer(layers, number), mesh, model.config) for number in range(model.config.depth)]
+    # Side by side, parts of `tensor` would no longer be heads or hidden units of one kind: they stay apart.
+    split = mesh is not None and mesh.shape.get("tensor", 1) > 1
+    return tuple(apart if split else [packed(model.config, layer) for layer in apart])
 
 
 def compute_dtype(model: Decoder) -> Any:
@@ -206,23 +229,18 @@ def compute_dtype(model: Decoder) -> Any:
     return jnp.dtype(model.params["embed"].dtype if compute is None else compute)
 
 
-def empty_cache(config: DecoderConfig, batch: int, length: int, dtype: Any) -> Cache:
-    """A cache without a token."""
-    shape = (batch, length, config.kv_heads, config.head_dim)
-    arrays = lambda: tuple(jnp.zeros(shape, dtype) for _ in range(config.depth))
-    return Cache(arrays(), arrays(), jnp.zeros((batch, length), bool))
-
-
 def slice_layer(layers: Any, number: int) -> Any:
     """The parameters of one layer out of the stack."""
     return jax.tree.map(lambda leaf: leaf[number], layers)
 
 
-def _enter(config: DecoderConfig, execution: Execution, params: Any, tokens: Any, positions: Any) -> Any:
-    dtype = params["embed"].dtype if execution.compute is None else jnp.dtype(execution.compute)
-    kernel = default_kernel(dtype) if execution.kernel is None else execution.kernel
-    h = lookup(params["embed"], tokens, dtype, execution.mesh)
-    return h, rotations(config.rope, config.head_dim, positions), kernel
+def enter(config: DecoderConfig, execution: Execution, embed: Any, tokens: Any, positions: Any) -> Any:
+    """What the first layer reads: embedded tokens, the rotations of their positions, and the attention kernel."""
+    dtype = embed.dtype if execution.compute is None else jnp.dtype(execution.compute)
+    kernel = choose(config, execution.kernel, dtype)
+    h = lookup(embed, tokens, dtype, execution.mesh)
+    h = h * jnp.asarray(config.width**0.5, dtype) if config.embed_scaled else h
+    return h, turns(config, positions), kernel
 
 
 def _checkpointed(block: Any, remat: str) -> Any:
@@ -232,5 +250,14 @@ def _checkpointed(block: Any, remat: str) -> Any:
         return jax.checkpoint(block, prevent_cse=False)
     if remat == "dots":
         kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        return jax.checkpoint(block, prevent_cse=False, policy=kept)
+    if remat == "offload":
+        device = jax.devices()[0]
+        if HOST not in (kinds := [memory.kind for memory in device.addressable_memories()]):
+            raise InvalidOption(f"remat is 'offload'; {device.platform} has {', '.join(kinds)}, and no {HOST} memory")
+        kept = jax.checkpoint_policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[], names_which_can_be_offloaded=[BLOCK_INPUT], offload_src="device",
+            offload_dst=HOST,
+        )  # fmt: skip
         return jax.checkpoint(block, prevent_cse=False, policy=kept)
     raise InvalidOption(f"remat is {remat!r}; expected one of {', '.join(REMATS)}")

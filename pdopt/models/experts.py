@@ -124,7 +124,14 @@ class ExpertsConfig:
 
 
 def mixture(
-    config: ExpertsConfig, weights: Weights, router: Any, bias: Any, x: Any, *, axes: tuple[str, ...] = ()
+    config: ExpertsConfig,
+    weights: Weights,
+    router: Any,
+    bias: Any,
+    x: Any,
+    *,
+    axes: tuple[str, ...] = (),
+    valid: Any = None,
 ) -> tuple[jax.Array, Report]:
     """The layer as a pure function.
 
@@ -136,13 +143,17 @@ def mixture(
         x: `(T, D)`.
         axes: mesh axes that the tokens are split over, inside `shard_map`. Routers that balance a batch then balance
             each device's part.
+        valid: `(T,)` bool, the tokens that the tally counts, so that pads move no bias; the router "bias" alone.
 
     Returns:
         `(T, D)` in the dtype of x, and the `Report`, summed over `axes`. Differentiable in weights, router and x.
 
     Raises:
         InvalidProblem: x of another shape than `(T, D)` with T >= 1.
+        InvalidOption: valid with a router that balances all tokens of the batch.
     """
+    if valid is not None and config.router != "bias":
+        raise InvalidOption(f"valid with router {config.router!r}; only the router 'bias' can leave tokens uncounted")
     if x.ndim != 2 or x.shape[1] != config.width or x.shape[0] < 1:
         raise InvalidProblem(f"x has shape {x.shape}; expected (T, {config.width}) with at least one token")
     length = x.shape[0]
@@ -150,7 +161,8 @@ def mixture(
     scores = jax.nn.sigmoid(logits) if config.scores == "sigmoid" else jax.nn.softmax(logits, axis=1)
     places = capacity(length, config.experts, config.top, config.capacity_factor or 1.0)
     routing = choose(
-        config.router, logits, scores, bias, top=config.top, places=places, iterations=config.iterations
+        config.router, logits, scores, bias, top=config.top, places=places, iterations=config.iterations,
+        valid=valid,
     )  # fmt: skip
     gate = gates(scores, routing, normalise=config.normalise)
     weights = jax.tree.map(lambda w: w.astype(config.dtype), weights)

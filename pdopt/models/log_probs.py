@@ -4,15 +4,21 @@
 
 Tokens go through the head in chunks, and each chunk is made again on the way back (`jax.checkpoint`): that, not the
 loop, is what bounds the memory of the gradient, to one chunk of logits and the gradient of the head.
+
+On a mesh each device scores its own rows, and the gradient of the head is summed over devices once, after the last
+chunk; left to the compiler, every device scores all rows and sums after each.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
 from pdopt.errors import require_range, require_shape
+from pdopt.models.sharding import ROWS, rows_divide
 
 CHUNK = 256
 
@@ -24,13 +30,23 @@ class TokenScores(NamedTuple):
     entropy: Any
 
 
-def token_log_probs(hidden: Any, head: Any, targets: Any, temperature: Any = 1.0, chunk: int = CHUNK) -> TokenScores:
+def token_log_probs(
+    hidden: Any,
+    head: Any,
+    targets: Any,
+    temperature: Any = 1.0,
+    chunk: int = CHUNK,
+    mesh: Any = None,
+    cap: float | None = None,
+) -> TokenScores:
     """Scores of `targets` under `softmax(hidden @ head / temperature)`.
 
     Args:
         hidden: `(..., width)` last hidden states; head: `(width, vocabulary)`; targets: `(...)` int token ids.
         temperature: > 0; divides the hidden states, so it costs nothing.
-        chunk: tokens whose logits exist at once, >= 1.
+        chunk: tokens whose logits exist at once, on each device, >= 1.
+        mesh: splits the first axis of hidden and targets over `data` and `fsdp` (`Execution.mesh`); None: no mesh.
+        cap: c, where logits are `c tanh(hidden @ head / c)` before the temperature (`DecoderConfig.logit_cap`).
 
     Raises:
         InvalidProblem: shapes that do not match. InvalidOption: chunk below 1.
@@ -43,19 +59,48 @@ def token_log_probs(hidden: Any, head: Any, targets: Any, temperature: Any = 1.0
     require_shape("targets", jnp.shape(targets), jnp.shape(hidden)[:-1], "hidden has a state for each")
     require_shape("hidden's last axis", jnp.shape(hidden)[-1:], jnp.shape(head)[:1], "head has that many rows")
     require_range("chunk", chunk, 1)
+    if not rows_divide(mesh, jnp.shape(hidden)[0]):
+        return _scores(hidden, targets, head, temperature, chunk, cap=cap)
+    places = (P(ROWS), P(ROWS), P("fsdp", "tensor"), P())
+    local = jax.shard_map(partial(_local_scores, chunk=chunk, cap=cap), mesh=mesh, in_specs=places, out_specs=P(ROWS))
+    return local(hidden, targets, head, jnp.asarray(temperature, jnp.float32))
+
+
+def _local_scores(hidden: Any, targets: Any, head: Any, temperature: Any, chunk: int, cap: float | None) -> TokenScores:
+    """One device's rows under its part of the vocabulary."""
+    # Made to vary over devices before the loop: gradients are then summed over devices behind the loop, not in it.
+    whole = lax.pcast(lax.all_gather(head, "fsdp", axis=0, tiled=True), "data", to="varying")
+    return _scores(lax.pcast(hidden, "tensor", to="varying"), targets, whole, temperature, chunk, "tensor", cap)
+
+
+def _scores(
+    hidden: Any, targets: Any, head: Any, temperature: Any, chunk: int, axis: str | None = None,
+    cap: float | None = None,
+) -> TokenScores:  # fmt: skip
+    """The scores chunk by chunk; `axis` names the mesh axis that splits the vocabulary, if one does."""
     width, count = hidden.shape[-1], targets.size
     size = min(chunk, max(count, 1))
     blocks = -(-count // size)
     spare = blocks * size - count
-    states = jnp.pad(hidden.reshape(-1, width) / jnp.asarray(temperature, hidden.dtype), ((0, spare), (0, 0)))
+    divided = hidden if cap is not None else hidden / jnp.asarray(temperature, hidden.dtype)
+    states = jnp.pad(divided.reshape(-1, width), ((0, spare), (0, 0)))
     tokens = jnp.pad(targets.reshape(-1), (0, spare))
+    first = 0 if axis is None else lax.axis_index(axis) * head.shape[1]
+    total = lambda x: x if axis is None else lax.psum(x, axis)
+    highest = lambda x: x if axis is None else lax.pmax(x, axis)
 
     @jax.checkpoint
     def score(part: tuple[Any, Any]) -> TokenScores:
         logits = jnp.matmul(part[0], head.astype(part[0].dtype), preferred_element_type=jnp.float32)
-        lse = jax.nn.logsumexp(logits, axis=-1)
-        picked = jnp.take_along_axis(logits, part[1][:, None], axis=-1)[:, 0]
-        return TokenScores(picked - lse, lse - jnp.sum(jnp.exp(logits - lse[:, None]) * logits, axis=-1))
+        if cap is not None:
+            logits = cap * jnp.tanh(logits / cap) / temperature
+        peak = highest(jnp.max(lax.stop_gradient(logits), axis=-1))
+        lse = peak + jnp.log(total(jnp.sum(jnp.exp(logits - peak[:, None]), axis=-1)))
+        place = part[1] - first
+        inside = (place >= 0) & (place < logits.shape[1])
+        picked = jnp.take_along_axis(logits, jnp.where(inside, place, 0)[:, None], axis=-1)[:, 0]
+        mean = total(jnp.sum(jnp.exp(logits - lse[:, None]) * logits, axis=-1))
+        return TokenScores(total(jnp.where(inside, picked, 0)) - lse, lse - mean)
 
     scores = lax.map(score, (states.reshape(blocks, size, width), tokens.reshape(blocks, size)))
     return TokenScores(*(leaf.reshape(-1)[:count].reshape(targets.shape) for leaf in scores))

@@ -59,7 +59,9 @@ def capacity(tokens: int, experts: int, top: int, factor: float) -> int:
     return max(1, min(tokens, math.ceil(factor * top * tokens / experts)))
 
 
-def choose(router: str, logits: Any, scores: Any, bias: Any, *, top: int, places: int, iterations: int = 8) -> Routing:
+def choose(
+    router: str, logits: Any, scores: Any, bias: Any, *, top: int, places: int, iterations: int = 8, valid: Any = None
+) -> Routing:
     """Route a batch by name; see the table at the head of this file.
 
     Args:
@@ -70,6 +72,7 @@ def choose(router: str, logits: Any, scores: Any, bias: Any, *, top: int, places
         top: K.
         places: C, tokens an expert can take; used by the two routers in which experts choose.
         iterations: saddle steps of "sinkhorn" and "ksparse_ot".
+        valid: `(T,)` bool, the tokens that the tally of "bias" counts; None: all.
 
     Returns:
         `Routing`.
@@ -89,7 +92,7 @@ def choose(router: str, logits: Any, scores: Any, bias: Any, *, top: int, places
     logits, scores, bias = lax.stop_gradient((logits, scores, bias))
     count = scores.shape[1]
     if router == "bias":
-        return by_tokens(scores, bias, top)
+        return by_tokens(scores, bias, top, valid)
     if router == "aux_loss":
         return by_tokens(scores, jnp.zeros(count, scores.dtype), top)
     if router == "sinkhorn":
@@ -102,9 +105,9 @@ def choose(router: str, logits: Any, scores: Any, bias: Any, *, top: int, places
     return ksparse(scores, top, places, iterations)
 
 
-def by_tokens(scores: jax.Array, bias: jax.Array, top: int) -> Routing:
-    """Each token takes its K best of `scores + bias`."""
-    experts, tally = select(scores, bias, top)
+def by_tokens(scores: jax.Array, bias: jax.Array, top: int, valid: Any = None) -> Routing:
+    """Each token takes its K best of `scores + bias`; the tally counts those that are valid."""
+    experts, tally = select(scores, bias, top, valid)
     return Routing(experts, None, tally)
 
 

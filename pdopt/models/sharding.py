@@ -38,6 +38,7 @@ RULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "batch": ROWS, "length": (), "embed": ("fsdp",), "vocab": ("tensor",), "heads": ("tensor",),
         "kv_heads": ("tensor",), "mlp": ("tensor",), "layers": (), "head_dim": (), "norm": (), "rank": (),
+        "experts": (),
     }  # fmt: skip
 )
 
@@ -50,6 +51,8 @@ PARAMETERS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = MappingProxy
         "norm": ((), ("norm",)),
         "attention_norm": ((), ("norm",)),
         "mlp_norm": ((), ("norm",)),
+        "attention_post_norm": ((), ("norm",)),
+        "mlp_post_norm": ((), ("norm",)),
         "attention/q": (("embed",), ("heads", "head_dim")),
         "attention/k": (("embed",), ("kv_heads", "head_dim")),
         "attention/v": (("embed",), ("kv_heads", "head_dim")),
@@ -66,6 +69,10 @@ PARAMETERS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = MappingProxy
         "mlp/gate_bias": ((), ("mlp",)),
         "mlp/up_bias": ((), ("mlp",)),
         "mlp/down_bias": ((), ("norm",)),
+        "experts/router": (("embed",), ("experts",)),
+        "experts/gate": (("experts", "embed"), ("mlp",)),
+        "experts/up": (("experts", "embed"), ("mlp",)),
+        "experts/down": (("experts", "mlp"), ("embed",)),
     }
 )
 
@@ -157,14 +164,19 @@ def sizes_of(mesh: Any) -> dict[str, int]:
 
 @lru_cache(maxsize=64)
 def _specs(sizes: tuple[tuple[str, int], ...], config: DecoderConfig) -> Mapping[str, P]:
-    """Cached, so that a fallback is said once for a model on a mesh."""
     found = dict(sizes)
     if _whole("kv_heads", config.kv_heads, found):
-        _log.warning(
-            "kv_heads %d is not divisible by mesh axis tensor, %d: keys, values and their cache stay whole on each "
-            "device of that axis", config.kv_heads, found["tensor"],
-        )  # fmt: skip
+        _say_whole(config.kv_heads, found["tensor"])
     return MappingProxyType({path: _spec(path, shape, found) for path, shape in config.shapes.items()})
+
+
+@lru_cache(maxsize=64)
+def _say_whole(kv_heads: int, tensor: int) -> None:
+    """Cached, so that it is said once."""
+    _log.warning(
+        "kv_heads %d is not divisible by mesh axis tensor, %d: keys, values and their cache stay whole on each device "
+        "of that axis", kv_heads, tensor,
+    )  # fmt: skip
 
 
 def _spec(path: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> P:
@@ -218,8 +230,8 @@ def tree_shardings(mesh: Any, config: DecoderConfig, tree: Any) -> Any:
 
     A leaf whose path ends with a parameter's and whose shape is the parameter's goes where the parameter goes: that is
     what splits optimiser moments, and what `jax.jit(tx.init)` does not do by itself, since zeros do not depend on their
-    input. Factored moments (Adafactor) keep the split of the axes they keep. All else, counts, keys, multipliers, is
-    copied to every device.
+    input. Adapters (`lora`) are split along the axes they share with their weight. Factored moments (Adafactor) keep
+    the split of the axes they keep. All else, counts, keys, multipliers, is copied to every device.
 
     Args:
         mesh: concrete or abstract.
@@ -250,10 +262,11 @@ def _names(keys: Any) -> list[str]:
 
 
 def _leaf_spec(specs: Mapping[str, P], config: DecoderConfig, names: list[str], shape: tuple[int, ...]) -> P:
-    ends = ("/".join(names[start:]) for start in range(len(names)))
+    ends = ["/".join(names[start:]) for start in range(len(names))]
     path = next((end for end in ends if end in specs), None)
-    if path is None or not shape:
-        return P()
+    if path is None:
+        low = next((end for end in ends if end[:-2] in specs and end.endswith(("/a", "/b"))), None)
+        return P() if low is None or not shape else _low_spec(specs, low[:-2], low[-1])
     whole, entries = config.shapes[path], tuple(specs[path])
     if shape == whole:
         return specs[path]
@@ -261,6 +274,12 @@ def _leaf_spec(specs: Mapping[str, P], config: DecoderConfig, names: list[str], 
         if shape == whole[:axis] + whole[axis + 1 :]:
             return P(*(entries[:axis] + entries[axis + 1 :]))
     return P()
+
+
+def _low_spec(specs: Mapping[str, P], path: str, side: str) -> P:
+    """An adapter's A has the axes of its weight's inputs and the rank, B the rank and the axes of the outputs."""
+    entries, (inputs, _) = tuple(specs[path])[1:], PARAMETERS[path.removeprefix("layers/")]
+    return P(None, *entries[: len(inputs)], None) if side == "a" else P(None, None, *entries[len(inputs) :])
 
 
 def batch_sharding(mesh: Any) -> NamedSharding:
@@ -300,6 +319,37 @@ def split_heads(mesh: Any, q: Any, k: Any, v: Any) -> tuple[Any, Any, Any]:
     return place(q, "heads"), place(k, "kv_heads"), place(v, "kv_heads")
 
 
+def whole_layer(layer: Any, mesh: Any, config: DecoderConfig) -> Any:
+    """One layer's parameters and adapters gathered along `fsdp`, still split over `tensor`.
+
+    Example:
+        >>> whole_layer({"mlp_norm": 1.0}, None, None)
+        {'mlp_norm': 1.0}
+    """
+    if mesh is None:
+        return layer
+    specs = parameter_specs({**sizes_of(mesh), "fsdp": 1}, config)
+
+    def place(keys: Any, leaf: Any) -> Any:
+        names = ["layers", *(name.removesuffix("_low") for name in _names(keys))]
+        entries = tuple(_leaf_spec(specs, config, names, (config.depth, *leaf.shape)))[1:]
+        return lax.with_sharding_constraint(leaf, NamedSharding(mesh, P(*(e if e != "fsdp" else None for e in entries))))
+
+    return jtu.tree_map_with_path(place, layer)
+
+
+def rows_divide(mesh: Any, rows: int) -> bool:
+    """Whether there is a mesh, one of `make_mesh`'s axes, over which so many rows can be split evenly.
+
+    Example:
+        >>> rows_divide(None, 8), rows_divide(make_mesh(devices=jax.devices()[:1]), 8)
+        (False, True)
+    """
+    if mesh is None or not set(AXES) <= set(mesh.shape):
+        return False
+    return rows % math.prod(mesh.shape[axis] for axis in ROWS) == 0
+
+
 def lookup(table: Any, tokens: Any, dtype: Any, mesh: Any = None) -> Any:
     """`table[tokens]` in `dtype`, `(rows, tokens, width)`, rows split on a mesh.
 
@@ -311,7 +361,7 @@ def lookup(table: Any, tokens: Any, dtype: Any, mesh: Any = None) -> Any:
         >>> print(lookup(jnp.eye(3), jnp.array([[2]]), jnp.float32))
         [[[0. 0. 1.]]]
     """
-    if mesh is None or not set(AXES) <= set(mesh.shape) or tokens.shape[0] % math.prod(mesh.shape[a] for a in ROWS):
+    if not rows_divide(mesh, tokens.shape[0]):
         return constrain(table[tokens].astype(dtype), mesh, *RESIDUAL)
 
     def local(part: Any, ids: Any) -> Any:

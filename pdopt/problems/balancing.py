@@ -48,7 +48,7 @@ class Tally(NamedTuple):
     near: Any
 
 
-def select(scores: Any, bias: Any, top: int) -> tuple[jax.Array, Tally]:
+def select(scores: Any, bias: Any, top: int, valid: Any = None) -> tuple[jax.Array, Tally]:
     """The `top` best of `scores + bias` for each token, and the tally of the batch.
 
     Scores in low precision are widened to float32 before the bias is added; ties go to the smaller index.
@@ -57,6 +57,7 @@ def select(scores: Any, bias: Any, top: int) -> tuple[jax.Array, Tally]:
         scores: `(T, E)`.
         bias: `(E,)`, minus the prices of the experts.
         top: K, 1 <= K <= E.
+        valid: `(T,)` bool, the tokens that the tally counts; None: all.
 
     Returns:
         `(T, K)` int32 experts, best first, and the `Tally`.
@@ -74,23 +75,24 @@ def select(scores: Any, bias: Any, top: int) -> tuple[jax.Array, Tally]:
     require_shape("bias", np.shape(bias), (count,), f"scores have {count} experts")
     biased = scores + jnp.asarray(bias).astype(scores.dtype)
     values, experts = jax.lax.top_k(biased, min(top + 1, count))
-    near = gap_counts(values[:, top - 1] - values[:, top]) if top < count else jnp.zeros(OCTAVES, jnp.int32)
+    near = gap_counts(values[:, top - 1] - values[:, top], valid) if top < count else jnp.zeros(OCTAVES, jnp.int32)
     experts = experts[:, :top].astype(jnp.int32)
-    return experts, Tally(load_counts(experts, count), near)
+    return experts, Tally(load_counts(experts, count, valid), near)
 
 
-def load_counts(experts: Any, count: int) -> jax.Array:
-    """`(E,)` int32: how often each of `count` experts occurs.
+def load_counts(experts: Any, count: int, valid: Any = None) -> jax.Array:
+    """`(E,)` int32: how often each of `count` experts occurs, in the rows that are valid.
 
     Example:
         >>> print(load_counts(jnp.array([[0, 2], [2, 1]]), 4))
         [1 1 2 0]
     """
-    return jnp.zeros(count, jnp.int32).at[experts.ravel()].add(1)
+    one = 1 if valid is None else jnp.broadcast_to(valid[:, None], experts.shape).ravel().astype(jnp.int32)
+    return jnp.zeros(count, jnp.int32).at[experts.ravel()].add(one)
 
 
-def gap_counts(gaps: Any) -> jax.Array:
-    """`(OCTAVES,)` int32: gaps >= 0 counted by powers of two, see `Tally`.
+def gap_counts(gaps: Any, valid: Any = None) -> jax.Array:
+    """`(OCTAVES,)` int32: gaps >= 0 counted by powers of two, see `Tally`; those that are valid.
 
     Example:
         >>> counts = gap_counts(jnp.array([0.5, 0.75, 0.2, 0.0]))
@@ -100,7 +102,7 @@ def gap_counts(gaps: Any) -> jax.Array:
     # frexp: gap = m 2^e with m in [1/2, 1), exact where a logarithm would round across a boundary.
     exponent = jnp.frexp(gaps)[1]
     octave = jnp.where(gaps > 0, jnp.clip(LARGEST - exponent, 0, OCTAVES - 1), OCTAVES - 1)
-    return jnp.zeros(OCTAVES, jnp.int32).at[octave].add(1)
+    return jnp.zeros(OCTAVES, jnp.int32).at[octave].add(1 if valid is None else valid.astype(jnp.int32))
 
 
 def curvature(near: Any, experts: int, share: Any) -> jax.Array:

@@ -1,10 +1,10 @@
 """Texts sampled from a decoder: prompts are read once into a cache, then one token a row and step, all compiled.
 
-    prefill:  cache, logits = model(prompts);      decode:  token ~ softmax(logits / T);  logits, cache = model(token)
+    read:  cache, logits = model(prompts);      step:  token ~ softmax(logits / T);  logits, cache = model(token)
 
 Prompts are left padded, so that every row's next token lands in the same column and a write is one slice update in
 place. The cache grows in powers of two: attention reads the length reached, not the longest possible. Layers are
-unrolled with one cache array each, and projections that read the same input are one product.
+unrolled with one cache array each, and projections that read the same input are one product (`models.decoding`).
 """
 
 from functools import partial
@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pdopt.errors import InvalidProblem, require_shape
-from pdopt.models.decoder import Cache, Decoder, empty_cache, extend, packed_layers
+from pdopt.errors import InvalidProblem, require_range, require_shape
+from pdopt.models.decoder import Decoder
+from pdopt.models.decoding import Cache, Packed, extend, grown, pack, read, repeated
 from pdopt.training.sampling import Sampling, draw
 
-# The shortest cache after the prompt; every stage of a decode doubles it.
-FIRST_STAGE = 32
+# Columns of the cache after the prompt at first; every stage of a decode doubles them, and is compiled apart.
+FIRST_STAGE = 64
 
 
 class Rollout(NamedTuple):
@@ -44,7 +45,8 @@ class Rollout(NamedTuple):
 
 class _State(NamedTuple):
     cache: Cache
-    logits: Any
+    token: Any
+    recent: Any
     done: Any
     tokens: Any
     log_probs: Any
@@ -55,20 +57,27 @@ class _State(NamedTuple):
 
 
 def generate(
-    model: Decoder, prompts: Any, valid: Any, key: Any, sampling: Sampling, rows: Any = None, pad: int = 0
-) -> Rollout:
-    """Sample one continuation of each prompt.
+    model: Decoder, prompts: Any, valid: Any, key: Any, sampling: Sampling, rows: Any = None, pad: int = 0,
+    *, group: int = 1, limits: Any = None,
+) -> Rollout:  # fmt: skip
+    """Sample `group` continuations of each prompt; those of one prompt stand next to each other.
 
     Args:
         model: the decoder.
-        prompts: `(b, p)` int token ids, left padded; valid: `(b, p)` bool, one real token a row at least, at its end.
+        prompts: `(p, t)` int token ids, left padded; valid: `(p, t)` bool, one real token a row at least, at its end.
         key: a JAX key; the same key gives the same texts however rows are split into batches.
         sampling: what to draw and when to stop; its temperature is traced.
-        rows: `(b,)` global numbers of the rows; None counts from 0.
+        rows: `(p * group,)` global numbers of the texts; None counts from 0.
         pad: token id written after a row's end.
+        group: texts a prompt, >= 1; a prompt is read once. The texts are those of the prompts repeated.
+        limits: `(p * group,)` most tokens of each text, brought into 1 to `max_new`; None: `max_new`. A text that its
+            limit ends is not finished.
+
+    Returns:
+        A `Rollout` of `b = p * group` rows.
 
     Raises:
-        InvalidProblem: shapes that do not match.
+        InvalidProblem: shapes that do not match. InvalidOption: group below 1.
 
     Example:
         >>> from pdopt.models.config import DecoderConfig
@@ -76,99 +85,119 @@ def generate(
         >>> config = DecoderConfig(vocabulary=32, width=8, depth=1, heads=2, kv_heads=1, head_dim=4, hidden=16)
         >>> model = Decoder(initialise(config, jax.random.key(0)), config)
         >>> prompts = jnp.array([[0, 5, 7]])
-        >>> generate(model, prompts, prompts > 0, jax.random.key(1), Sampling(max_new=4)).tokens.shape
-        (1, 4)
+        >>> generate(model, prompts, prompts > 0, jax.random.key(1), Sampling(max_new=4), group=2).tokens.shape
+        (2, 4)
     """
+    prompts, valid, rows, limits = checked(prompts, valid, rows, limits, sampling, group)
+    return _generate(model, prompts, valid, key, sampling, rows, limits, pad, group)
+
+
+def checked(prompts: Any, valid: Any, rows: Any, limits: Any, sampling: Sampling, group: int = 1) -> tuple[Any, ...]:
+    """Prompts, valid, rows and limits as arrays, or the error that says what is wrong with them."""
     prompts, valid = jnp.asarray(prompts, jnp.int32), jnp.asarray(valid, bool)
     if prompts.ndim != 2:
         raise InvalidProblem(f"prompts has shape {prompts.shape}; expected (rows, tokens)")
     require_shape("valid", valid.shape, prompts.shape, "prompts has that shape")
-    rows = jnp.arange(prompts.shape[0]) if rows is None else jnp.asarray(rows, jnp.int32)
-    require_shape("rows", rows.shape, prompts.shape[:1], "prompts has that many rows")
-    return _generate(model, prompts, valid, key, sampling, rows, pad)
+    require_range("group", group, 1)
+    count = prompts.shape[0] * group
+    rows = jnp.arange(count, dtype=jnp.int32) if rows is None else jnp.asarray(rows, jnp.int32)
+    require_shape("rows", rows.shape, (count,), "there are that many texts")
+    limits = jnp.full(count, sampling.max_new, jnp.int32) if limits is None else jnp.asarray(limits, jnp.int32)
+    require_shape("limits", limits.shape, (count,), "there are that many texts")
+    return prompts, valid, rows, jnp.clip(limits, 1, sampling.max_new)
 
 
-@partial(jax.jit, static_argnames=("pad",))
-def _generate(model: Decoder, prompts: Any, valid: Any, key: Any, sampling: Sampling, rows: Any, pad: int) -> Rollout:
-    layers = packed_layers(model)
-    width = prompts.shape[1]
-    lengths = jnp.sum(valid, axis=1)
-    limit = sampling.max_new
-    stage = min(limit, FIRST_STAGE)
-    state = _prefill(model, layers, prompts, valid, width + stage, limit, pad)
-    while True:
-        state = _decode(model, layers, state, lengths, width, stage, key, sampling, rows, pad)
-        if stage == limit:
+@partial(jax.jit, static_argnames=("pad", "group"))
+def _generate(
+    model: Decoder, prompts: Any, valid: Any, key: Any, sampling: Sampling, rows: Any, limits: Any, pad: int,
+    group: int,
+) -> Rollout:  # fmt: skip
+    packed, width, limit = pack(model), prompts.shape[1], sampling.max_new
+    # The last token is drawn, never read: it needs no column.
+    room = min(limit - 1, FIRST_STAGE)
+    hidden, cache = read(packed, prompts, valid, width + room)
+    hidden, cache, lengths = repeated((hidden, cache, jnp.sum(valid, axis=1)), group)
+    draws = _Draws(key, sampling, rows, limits, pad)
+    state = _drawn(_empty(cache, sampling, pad), packed.logits(hidden), draws)
+    while room:
+        state = _decode(packed, state, lengths, width, room, draws)
+        if room == limit - 1:
             break
-        stage = min(limit, 2 * stage)
-        state = state._replace(cache=_grown(state.cache, width + stage))
+        more = min(limit - 1, 2 * room) - room
+        state, room = state._replace(cache=grown(state.cache, more)), room + more
     return Rollout(state.tokens, state.log_probs, state.sampler_log_probs, state.mask, state.finished, state.count)
 
 
-def _prefill(model: Decoder, layers: Any, prompts: Any, valid: Any, length: int, limit: int, pad: int) -> _State:
-    """Read the prompts; the logits after each prompt's last token."""
-    batch, width = prompts.shape
-    dtype = model.params["embed"].dtype if model.execution.compute is None else jnp.dtype(model.execution.compute)
-    cache = empty_cache(model.config, batch, length, dtype)
-    cache = cache._replace(valid=cache.valid.at[:, :width].set(valid))
-    positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
-    order = jnp.arange(length)
-    mask = (order[None, :] <= jnp.arange(width)[:, None])[None] & cache.valid[:, None, :]
-    hidden, cache = extend(model, layers, prompts, positions, mask, cache, 0)
-    zeros = jnp.zeros((batch, limit), jnp.float32)
-    nothing = jnp.zeros((batch, limit), bool)
-    tokens = jnp.full((batch, limit), pad, jnp.int32)
-    done = jnp.zeros(batch, bool)
-    return _State(cache, model.logits(hidden[:, -1]), done, tokens, zeros, zeros, nothing, done, jnp.int32(0))
+class _Draws(NamedTuple):
+    """What every draw of a rollout needs."""
+
+    key: Any
+    sampling: Sampling
+    rows: Any
+    limits: Any
+    pad: int
 
 
-def _decode(
-    model: Decoder, layers: Any, state: _State, lengths: Any, width: int, stage: int, key: Any, sampling: Sampling,
-    rows: Any, pad: int,
-) -> _State:  # fmt: skip
-    """Steps until every row is done or the stage's columns are full."""
+def _empty(cache: Cache, sampling: Sampling, pad: int) -> _State:
+    batch, limit = cache.valid.shape[0], sampling.max_new
+    zeros, done = jnp.zeros((batch, limit), jnp.float32), jnp.zeros(batch, bool)
+    tokens, mask = jnp.full((batch, limit), pad, jnp.int32), jnp.zeros((batch, limit), bool)
+    recent = no_recent(batch, sampling)
+    return _State(cache, tokens[:, 0], recent, done, tokens, zeros, zeros, mask, done, jnp.int32(0))
+
+
+def _drawn(state: _State, logits: Any, draws: _Draws) -> _State:
+    """One more token of every row that is not done."""
+    found = draw(logits, draws.sampling, draws.key, draws.rows, state.count)
+    alive = ~state.done
+    token = jnp.where(alive, found.token, draws.pad)
+    put = lambda old, new: lax.dynamic_update_slice_in_dim(old, new[:, None], state.count, 1)
+    recent = shifted(state.recent, token)
+    ended = alive & ends(recent, draws.sampling)
+    return _State(
+        state.cache, token, recent, state.done | ended | (state.count + 1 >= draws.limits), put(state.tokens, token),
+        put(state.log_probs, jnp.where(alive, found.log_prob, 0)),
+        put(state.sampler_log_probs, jnp.where(alive, found.sampler_log_prob, 0)),
+        put(state.mask, alive), state.finished | ended, state.count + 1,
+    )  # fmt: skip
+
+
+def _decode(packed: Packed, state: _State, lengths: Any, width: int, room: int, draws: _Draws) -> _State:
+    """Steps until every row is done, has all its tokens, or the columns are full."""
 
     def running(state: _State) -> Any:
-        return (state.count < stage) & ~jnp.all(state.done)
+        return (state.count <= room) & ~jnp.all(state.done)
 
     def step(state: _State) -> _State:
-        found = draw(state.logits, sampling, key, rows, state.count)
-        alive = ~state.done
-        token = jnp.where(alive, found.token, pad)
-        put = lambda old, new: lax.dynamic_update_slice_in_dim(old, new[:, None].astype(old.dtype), state.count, 1)
-        tokens = put(state.tokens, token)
-        ended = alive & _ends(tokens, token, state.count, sampling)
-        column = width + state.count
-        valid = lax.dynamic_update_slice_in_dim(state.cache.valid, alive[:, None], column, 1)
+        column = width + state.count - 1
+        valid = lax.dynamic_update_slice_in_dim(state.cache.valid, ~state.done[:, None], column, 1)
         cache = state.cache._replace(valid=valid)
-        positions = (lengths + state.count)[:, None]
-        hidden, cache = extend(model, layers, token[:, None], positions, valid[:, None, :], cache, column)
-        return _State(
-            cache, model.logits(hidden[:, 0]), state.done | ended, tokens,
-            put(state.log_probs, jnp.where(alive, found.log_prob, 0)),
-            put(state.sampler_log_probs, jnp.where(alive, found.sampler_log_prob, 0)),
-            put(state.mask, alive), state.finished | ended, state.count + 1,
-        )  # fmt: skip
+        hidden, cache = extend(packed, state.token, lengths + state.count - 1, cache, column)
+        return _drawn(state._replace(cache=cache), packed.logits(hidden), draws)
 
     return lax.while_loop(running, step, state)
 
 
-def _ends(tokens: Any, token: Any, count: Any, sampling: Sampling) -> Any:
-    """Whether the newest token ends its row: an eos, or the last of a stop sequence."""
-    ended = jnp.zeros(token.shape, bool)
+def no_recent(rows: int, sampling: Sampling) -> Any:
+    """The newest tokens of each row, as many as the longest stop sequence has: none yet."""
+    return jnp.full((rows, max([1, *map(len, sampling.stop)])), -1, jnp.int32)
+
+
+def shifted(recent: Any, token: Any) -> Any:
+    """The newest tokens with one more at their end."""
+    return jnp.concatenate([recent[:, 1:], token[:, None]], axis=1)
+
+
+def ends(recent: Any, sampling: Sampling) -> Any:
+    """Whether the newest token of each row ends it: an eos, or the last of a stop sequence.
+
+    Example:
+        >>> print(ends(jnp.array([[4, 7], [7, 4]]), Sampling(eos=(9,), stop=((4, 7),))))
+        [ True False]
+    """
+    ended = jnp.zeros(recent.shape[0], bool)
     for eos in sampling.eos:
-        ended |= token == eos
+        ended |= recent[:, -1] == eos
     for sequence in sampling.stop:
-        size = len(sequence)
-        if size > tokens.shape[1]:
-            continue
-        window = lax.dynamic_slice_in_dim(tokens, jnp.maximum(count + 1 - size, 0), size, 1)
-        ended |= jnp.all(window == jnp.asarray(sequence, tokens.dtype), axis=1) & (count + 1 >= size)
+        ended |= jnp.all(recent[:, -len(sequence) :] == jnp.asarray(sequence, recent.dtype), axis=1)
     return ended
-
-
-def _grown(cache: Cache, length: int) -> Cache:
-    """The cache with more empty columns: copied once, so that no step reads columns it cannot fill."""
-    more = length - cache.valid.shape[1]
-    longer = lambda leaf: jnp.pad(leaf, ((0, 0), (0, more), *((0, 0) for _ in leaf.shape[2:])))
-    return jax.tree.map(longer, cache)

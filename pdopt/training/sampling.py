@@ -4,8 +4,16 @@
 
 Each filter sees what the one before left. The key of a draw is folded from the row's global number and the step, so a
 row's text does not depend on the batch it is in, nor on how many devices hold the batch.
+
+A draw is two races of Gumbel noise (Gumbel, 1954: argmax_v z_v + g_v has the distribution softmax z): first between
+blocks of the vocabulary, each with its log-mass, then inside the winner. The distribution is exact, and a row needs
+about `2 sqrt(vocabulary)` random numbers instead of one a token. The race is kept, rather than inverting the cumulative
+sum, because rounding the logits by 1e-6 then changes about one draw in a million; boundaries of a cumulative sum over
+50 000 small probabilities would move by more than the probabilities.
 """
 
+import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -91,15 +99,31 @@ def draw(logits: Any, sampling: Sampling, key: Any, rows: Any, step: Any) -> Dra
     """
     greedy = jnp.asarray(sampling.temperature) == 0
     z = logits / jnp.where(greedy, 1, sampling.temperature).astype(logits.dtype)
-    logs = jax.nn.log_softmax(z, axis=-1)
-    left = truncate(logs, sampling) if sampling.truncates else logs
-    steps = jnp.broadcast_to(step, rows.shape)
-    noise = jax.vmap(lambda row, step: _noise(key, row, step, logits.shape[-1]))(rows, steps)
-    token = jnp.argmax(left + jnp.where(greedy, 0, noise), axis=-1).astype(jnp.int32)
-    pick = lambda values: jnp.take_along_axis(values, token[:, None], axis=-1)[:, 0]
-    log_prob = pick(logs)
-    sampler = pick(left) - jax.nn.logsumexp(left, axis=-1) if sampling.truncates else log_prob
-    return Draw(token, log_prob, sampler)
+    left = truncate(jax.nn.log_softmax(z, axis=-1), sampling) if sampling.truncates else z
+    blocks = _blocks(left)
+    best = jnp.max(blocks, axis=-1)
+    top = jnp.max(best, axis=-1, keepdims=True)
+    mass = jnp.sum(jnp.exp(blocks - top[..., None]), axis=-1)
+    count, size = blocks.shape[1:]
+    noise = jax.vmap(partial(_noise, key, size=count + size))(rows, jnp.broadcast_to(step, rows.shape))
+    block = jnp.argmax(jnp.where(greedy, best, jnp.log(mass) + noise[:, :count]), axis=-1)
+    inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    place = jnp.argmax(inside + jnp.where(greedy, 0, noise[:, count:]), axis=-1)
+    picked = jnp.take_along_axis(inside, place[:, None], axis=-1)[:, 0]
+    sampler = picked - top[:, 0] - jnp.log(jnp.sum(mass, axis=-1))
+    token = (block * size + place).astype(jnp.int32)
+    return Draw(token, picked if sampling.truncates else sampler, sampler)
+
+
+def _blocks(logits: Any) -> Any:
+    """The vocabulary in blocks `(b, count, size)`, about as many as each is long."""
+    batch, vocabulary = logits.shape
+    wide = 1 << (math.isqrt(vocabulary).bit_length())
+    sizes = [size for size in (wide, wide // 2, wide // 4) if size and vocabulary % size == 0]
+    size = sizes[0] if sizes else wide
+    spare = -vocabulary % size
+    padded = jnp.pad(logits, ((0, 0), (0, spare)), constant_values=-jnp.inf) if spare else logits
+    return padded.reshape(batch, -1, size)
 
 
 def _noise(key: Any, row: Any, step: Any, size: int) -> Any:

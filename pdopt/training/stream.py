@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from pdopt.errors import require_range
-from pdopt.models.decoder import Decoder, packed_layers
-from pdopt.training.rollout import Rollout, _decode, _prefill, _State
+from pdopt.models.decoder import Decoder
+from pdopt.models.decoding import Packed, pack, read
+from pdopt.training.prompts import bucket_of
+from pdopt.training.rollout import Rollout, _decode, _drawn, _Draws, _empty, _State, checked
 from pdopt.training.sampling import Sampling
 
 EVERY = 16
@@ -40,14 +42,13 @@ def stream(
         [2, 4, 5]
     """
     require_range("every", every, 1)
-    prompts, valid = jnp.asarray(prompts, jnp.int32), jnp.asarray(valid, bool)
-    rows = jnp.arange(prompts.shape[0]) if rows is None else jnp.asarray(rows, jnp.int32)
+    prompts, valid, rows, limits = checked(prompts, valid, rows, None, sampling)
     width, limit = prompts.shape[1], sampling.max_new
-    layers = _packed(model)
-    state = _first(model, layers, prompts, valid, power_of_two(width + limit), limit, pad)
+    packed, draws = _packed(model), _Draws(key, sampling, rows, limits, pad)
+    state = _first(packed, prompts, valid, bucket_of(width + limit), draws)
     lengths = jnp.sum(valid, axis=1)
     for stage in [*range(every, limit, every), limit]:
-        state = _more(model, layers, state, lengths, width, stage, key, sampling, rows, pad)
+        state = _more(packed, state, lengths, width, stage, draws)
         found = Rollout(state.tokens, state.log_probs, state.sampler_log_probs, state.mask, state.finished, state.count)
         # The next chunk writes over the buffers of this one.
         yield jax.device_get(found)
@@ -55,29 +56,19 @@ def stream(
             return
 
 
-def power_of_two(size: int, least: int = 16) -> int:
-    """The least power of two that is at least `size` and `least`.
-
-    Example:
-        >>> power_of_two(3), power_of_two(17), power_of_two(64)
-        (16, 32, 64)
-    """
-    return max(least, 1 << (size - 1).bit_length())
-
-
 @jax.jit
-def _packed(model: Decoder) -> tuple[Any, ...]:
-    return packed_layers(model.config, model.params)
+def _packed(model: Decoder) -> Packed:
+    return pack(model)
 
 
-@partial(jax.jit, static_argnames=("length", "limit", "pad"))
-def _first(model: Decoder, layers: Any, prompts: Any, valid: Any, length: int, limit: int, pad: int) -> _State:
-    return _prefill(model, layers, prompts, valid, length, limit, pad)
+@partial(jax.jit, static_argnames=("length",))
+def _first(packed: Packed, prompts: Any, valid: Any, length: int, draws: _Draws) -> _State:
+    """The prompts are read and the first token is drawn."""
+    hidden, cache = read(packed, prompts, valid, length)
+    return _drawn(_empty(cache, draws.sampling, draws.pad), packed.logits(hidden), draws)
 
 
-@partial(jax.jit, static_argnames=("pad",), donate_argnames=("state",))
-def _more(
-    model: Decoder, layers: Any, state: _State, lengths: Any, width: Any, stage: Any, key: Any, sampling: Sampling,
-    rows: Any, pad: int,
-) -> _State:  # fmt: skip
-    return _decode(model, layers, state, lengths, width, stage, key, sampling, rows, pad)
+@partial(jax.jit, donate_argnames=("state",))
+def _more(packed: Packed, state: _State, lengths: Any, width: Any, stage: Any, draws: _Draws) -> _State:
+    """Steps until `stage` tokens are there."""
+    return _decode(packed, state, lengths, width, stage - 1, draws)

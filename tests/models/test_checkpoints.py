@@ -44,6 +44,11 @@ DAMAGES = {
     "extra": (lambda t: t.update(extra=np.zeros(3, np.float32)), "1 tensors are unknown to qwen2, the first extra"),
     "shape": (lambda t: t.update({NAME: t[NAME][:-1]}), rf"{NAME} has shape \(63, 32\); config.json says \(64, 32\)"),
     "dtype": (lambda t: t.update({NAME: t[NAME].astype(np.int32)}), f"{NAME} has dtype I32; expected F32"),
+    "bytes": (lambda t: t.update({NAME: t[NAME].astype(np.int8)}), f"{NAME} has dtype I8; expected F32"),
+    "eighths": (
+        lambda t: t.update({NAME: t[NAME].astype(jnp.float8_e4m3fn)}),
+        f"{NAME} has dtype F8_E4M3; expected F32",
+    ),
 }
 
 
@@ -55,6 +60,13 @@ def test_tensors_that_do_not_fit(folder, damage):
         load(folder)
 
 
+def test_a_configuration_of_other_sizes_names_the_tensor(folder):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "intermediate_size": 65}))
+    with pytest.raises(InvalidFile, match=r"mlp\.gate_proj\.weight has shape \(64, 32\); config\.json says \(65, 32\)"):
+        load(folder)
+
+
 def test_known_buffers_are_ignored_and_a_tied_copy_too(folder):
     change(folder, lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(4, np.float32)}))
     assert load(folder).config == CONFIG
@@ -63,9 +75,11 @@ def test_known_buffers_are_ignored_and_a_tied_copy_too(folder):
 def test_files_that_are_no_weights(folder):
     path = folder / "model.safetensors"
     data = path.read_bytes()
-    path.write_bytes(data[: len(data) // 2])
-    with pytest.raises(InvalidFile, match=r"model\.safetensors: not a whole safetensors file"):
-        load(folder)
+    # Half of it, without its last byte, its header alone cut, nothing at all, something else.
+    for part in (data[: len(data) // 2], data[:-1], data[:20], b"", b"PK" + data[2:]):
+        path.write_bytes(part)
+        with pytest.raises(InvalidFile, match=r"model\.safetensors: not a whole safetensors file"):
+            load(folder)
     path.unlink()
     with pytest.raises(InvalidFile, match=r"no weights; expected model\.safetensors"):
         load(folder)
@@ -85,6 +99,11 @@ def test_an_index_is_believed_only_as_far_as_its_files_go(tmp_path):
     kept = first.read_bytes()
     first.unlink()
     with pytest.raises(InvalidFile, match=rf"{first.name} is missing, though {INDEX} names it"):
+        load(tmp_path / "m")
+    # A shard under another's name: its tensors are in two files, and those it replaced in none.
+    second = sorted((tmp_path / "m").glob("model-00002*"))[0]
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(InvalidFile, match=rf"{second.name}: tensor .* is in two files"):
         load(tmp_path / "m")
     first.write_bytes(kept)
     index = tmp_path / "m" / INDEX
@@ -109,7 +128,7 @@ def test_export_needs_an_empty_folder_and_its_own_source(folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gemma2"}, "model_type is 'gemma2'; implemented are llama"),
+        ({"model_type": "gemma"}, "model_type is 'gemma'; implemented are gemma2, gemma3_text, llama"),
         ({"hidden_size": None}, "lacks hidden_size"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         (
@@ -118,8 +137,9 @@ def test_export_needs_an_empty_folder_and_its_own_source(folder):
         ),
         ({"rope_parameters": {"rope_type": "llama3"}}, "rope_type llama3 lacks factor"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is not 1"),
-        ({"model_type": "mistral", "sliding_window": 16, "max_position_embeddings": 64}, "sliding_window is 16"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types has sliding_attention"),
+        ({"model_type": "qwen3_moe", "decoder_sparse_step": 2}, r"layers \[0\] have no experts"),
+        ({"model_type": "qwen3_moe", "mlp_only_layers": [1]}, r"layers \[1\] have no experts"),
         ({"num_key_value_heads": 3}, "heads is 4; expected a multiple of kv_heads, 3"),
     ],
 )

@@ -1,6 +1,8 @@
 """Low-rank adapters: off, on, merged, packed for decoding, and through PEFT's files."""
 
+import importlib.util
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,19 +15,30 @@ from pdopt.models import lora
 from pdopt.models.block import linear
 from pdopt.models.checkpoints import export
 from pdopt.models.config import DecoderConfig
-from pdopt.models.decoder import Decoder, Execution, empty_cache, extend, initialise, packed_layers
+from pdopt.models.decoder import Decoder, Execution, initialise, packed_layers
+
+# Test modules are imported by path; what several share stands beside them.
+_spec = importlib.util.spec_from_file_location("through_cache", Path(__file__).with_name("through_cache.py"))
+through_cache = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(through_cache)
+
 
 CONFIG = DecoderConfig(
     vocabulary=48, width=16, depth=2, heads=4, kv_heads=2, head_dim=6, hidden=24, qkv_bias=True, family="qwen2"
 )  # fmt: skip
-TOKENS = jax.random.randint(jax.random.key(5), (2, 7), 3, CONFIG.vocabulary)
-VALID = jnp.arange(7) >= jnp.array([[2], [0]])
+RNG = np.random.default_rng(0)
+TOKENS = RNG.integers(3, CONFIG.vocabulary, (2, 7))
+VALID = np.arange(7) >= np.array([[2], [0]])
 
 
-@jax.jit
-def weights():
-    """Large enough that attention is not flat."""
-    return jax.tree.map(lambda leaf: 8 * leaf, initialise(CONFIG, jax.random.key(0)))
+def drawn(tree, scale):
+    """Random numbers in the shape of a tree; NumPy's, since XLA's take seconds to compile."""
+    return jax.tree.map(lambda leaf: jnp.asarray(scale * RNG.standard_normal(leaf.shape), jnp.float32), tree)
+
+
+# Large enough that attention is not flat.
+WEIGHTS = drawn(jax.eval_shape(lambda: initialise(CONFIG, jax.random.key(0))), 0.15)
+WEIGHTS = jax.tree_util.tree_map_with_path(lambda path, leaf: leaf + ("norm" in path[-1].key), WEIGHTS)
 
 
 @jax.jit
@@ -34,35 +47,17 @@ def forward(model):
 
 
 def base(**execution):
-    return Decoder(weights(), CONFIG, Execution(**execution))
+    return Decoder(WEIGHTS, CONFIG, Execution(**execution))
 
 
 def adapted(model, targets=lora.TARGETS, rank=3, alpha=5.0):
     """Adapters after some training: B is not zero any more."""
-    fresh = lora.init(CONFIG, jax.random.key(1), rank, targets, alpha)
-    layers = jax.tree.map(
-        lambda leaf: leaf + 0.2 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), fresh.layers
-    )
-    return model.replace(adapters=lora.Adapters(layers, alpha))
-
-
-def decoded(model):
-    """Hidden states through the cache: five tokens at once, then one, then one, as a rollout reads them."""
-    layers = packed_layers(model)
-    cache = empty_cache(CONFIG, 2, 7, jnp.float32)
-    positions = jnp.maximum(jnp.cumsum(VALID, axis=1) - 1, 0)
-    order = jnp.arange(7)
-    mask = (order[:, None] >= order)[None] & VALID[:, None]
-    found = []
-    for start, end in ((0, 5), (5, 6), (6, 7)):
-        cut = slice(start, end)
-        hidden, cache = extend(model, layers, TOKENS[:, cut], positions[:, cut], mask[:, cut], cache, start)
-        found.append(hidden)
-    return model.logits(jnp.concatenate(found, axis=1))
+    fresh = jax.eval_shape(lambda: lora.init(CONFIG, jax.random.key(1), rank, targets, alpha))
+    return model.replace(adapters=drawn(fresh, 0.2))
 
 
 def close(found, expected, atol):
-    np.testing.assert_allclose(np.where(VALID[..., None], found, 0), np.where(VALID[..., None], expected, 0), atol=atol)
+    np.testing.assert_allclose(np.asarray(found)[VALID], np.asarray(expected)[VALID], rtol=1e-5, atol=atol)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +91,7 @@ def test_merged_unrolled_and_decoded_give_the_same(trained):
     close(forward(lora.merge(model)), expected, 1e-5)
     assert lora.merge(model).adapters is None
     close(forward(model.replace(execution=Execution(unroll=True))), expected, 1e-5)
-    close(decoded(model), expected, 1e-5)
+    through_cache.assert_decoding_is_the_full_pass(model, TOKENS, VALID, 5)
 
 
 @pytest.mark.parametrize("targets", [lora.TARGETS, ("k", "down", "up"), ("v",)])
@@ -107,7 +102,7 @@ def test_packed_layers_that_keep_adapters_apart_give_the_same(targets):
     layers = packed_layers(model)
     assert ("qkv_low" in layers[0]["attention"]) == bool({"q", "k", "v"} & set(targets))
     assert ("gate_up_low" in layers[0]["mlp"]) == bool({"gate", "up"} & set(targets))
-    close(decoded(model), forward(model), 1e-5)
+    through_cache.assert_decoding_is_the_full_pass(model, TOKENS, VALID, 5)
 
 
 def test_gradients_reach_the_adapters_alone(trained):
@@ -126,7 +121,7 @@ def test_gradients_reach_the_adapters_alone(trained):
         assert not np.any(low.a)
         assert np.any(low.b)
     # Against a difference quotient along a random direction.
-    way = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(leaf.size + 1), leaf.shape), model.adapters)
+    way = drawn(model.adapters, 1.0)
     step = lambda size: loss(jax.tree.map(lambda leaf, d: leaf + size * d, model.adapters, way))
     expected = sum(float(jnp.vdot(a, b)) for a, b in zip(jax.tree.leaves(slope), jax.tree.leaves(way)))
     np.testing.assert_allclose((step(1e-2) - step(-1e-2)) / 2e-2, expected, rtol=2e-2)
@@ -154,6 +149,7 @@ def test_a_peft_folder_has_its_names_and_comes_back(trained, tmp_path):
     np.testing.assert_allclose(lora.load_adapters(tmp_path / "a", CONFIG).scale, 5.0 / 3**0.5)
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks transformers 5 for it
 def test_peft_computes_the_same(trained, tmp_path):
     peft = pytest.importorskip("peft", reason="peft is not installed")
     torch = pytest.importorskip("torch")
@@ -164,9 +160,9 @@ def test_peft_computes_the_same(trained, tmp_path):
     lora.export_adapters(model, tmp_path / "a")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
     theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "a").eval()
-    mask = torch.tensor(np.asarray(VALID).astype(int))
+    mask = torch.tensor(VALID.astype(int))
     with torch.no_grad():
-        logits = theirs(torch.tensor(np.asarray(TOKENS)), attention_mask=mask,
+        logits = theirs(torch.tensor(TOKENS), attention_mask=mask,
                         position_ids=(mask.cumsum(-1) - 1).clamp(0)).logits  # fmt: skip
     close(logits.numpy(), expected, 1e-5)
     theirs.save_pretrained(tmp_path / "b")

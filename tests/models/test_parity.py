@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pdopt.models.checkpoints import export, load
-from pdopt.models.decoder import Execution
+from pdopt.models.decoder import REMATS, Execution
 
 # Test modules are imported by path; the shared families stand beside this file.
 _spec = importlib.util.spec_from_file_location("families", Path(__file__).with_name("families.py"))
@@ -44,20 +44,33 @@ def as_jax(*tensors):
     return [jnp.asarray(t.numpy()) for t in tensors]
 
 
-@pytest.mark.parametrize("name", families.FAMILIES)
+@jax.jit
+def run(model, tokens, positions=None, valid=None):
+    return model(tokens, positions, valid)
+
+
+def slow(name):
+    """One that shares its path with another family."""
+    return pytest.param(name, marks=pytest.mark.slow)
+
+
+SHARED = ("qwen3 raw scores", "mistral windows")
+
+
+@pytest.mark.parametrize("name", [slow(name) if name in SHARED else name for name in families.FAMILIES])
 def test_logits_are_those_of_torch(name, folders):
     """float32, with and without left pads: 1e-5 where logits reach 2; torch itself is 1e-6 from float64."""
     folder, model = folders(name)
     tokens, mask, positions = families.padded_batch()
     expected = torch_logits(model, tokens, mask, positions)
     ours = load(folder)
-    found = np.asarray(ours(*as_jax(tokens, positions, mask)))
+    found = np.asarray(run(ours, *as_jax(tokens, positions, mask)))
     seen = mask.numpy().astype(bool)
     assert found.dtype == np.float32
     assert np.abs(expected[seen]).max() > 0.5
     np.testing.assert_allclose(found[seen], expected[seen], atol=1e-5)
     # The pads change nothing: the short text alone gives the same logits.
-    alone = ours(jnp.asarray(tokens[:1, 37:].numpy()))
+    alone = run(ours, jnp.asarray(tokens[:1, 37:].numpy()))
     np.testing.assert_allclose(alone[0], found[0, 37:], atol=1e-5)
 
 
@@ -70,7 +83,7 @@ def test_scan_unrolled_and_remat_give_the_same_numbers_and_gradients(folders):
         return jnp.mean(jnp.where(mask[..., None] > 0, logits, 0) ** 2)
 
     results = []
-    for execution in (Execution(), Execution(unroll=True), Execution(remat="full"), Execution(remat="dots")):
+    for execution in (Execution(), Execution(unroll=True), *(Execution(remat=name) for name in REMATS[1:])):
         value, slope = jax.jit(jax.value_and_grad(loss))(load(folder, execution=execution))
         results.append((value, slope.params))
     for value, slope in results[1:]:
@@ -79,7 +92,11 @@ def test_scan_unrolled_and_remat_give_the_same_numbers_and_gradients(folders):
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(results[0][1]))
 
 
-@pytest.mark.parametrize("name", ["qwen2 tied", "qwen3", "llama3", "llama biased", "mistral"])
+EXPORTED = ["qwen2 tied", slow("qwen2 windows"), "qwen3", "qwen3 experts", "llama3", slow("llama biased"), "mistral",
+            slow("mixtral"), slow("gemma2"), "gemma3"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXPORTED)
 def test_an_exported_folder_is_loaded_by_transformers(name, folders, tmp_path):
     folder, model = folders(name)
     ours = load(folder)

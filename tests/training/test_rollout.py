@@ -1,5 +1,6 @@
 """Sampled texts: against `generate` of transformers, against the full forward pass, and the rules of stopping."""
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 
@@ -9,38 +10,31 @@ import numpy as np
 import pytest
 import torch
 
-from pdopt.errors import InvalidProblem
+from pdopt.errors import InvalidOption, InvalidProblem
 from pdopt.models.checkpoints import load
-from pdopt.models.config import DecoderConfig
-from pdopt.models.decoder import Decoder, initialise
 from pdopt.models.log_probs import token_log_probs
 from pdopt.training import rollout
 from pdopt.training.rollout import generate
 from pdopt.training.sampling import Sampling
 
-_spec = importlib.util.spec_from_file_location("families", Path(__file__).parents[1] / "models" / "families.py")
-families = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(families)
 
-CONFIG = DecoderConfig(vocabulary=64, width=32, depth=2, heads=4, kv_heads=2, head_dim=8, hidden=64)
-
-
-def small(seed=0):
-    """A tiny model whose distributions are far from flat."""
-    params = jax.tree.map(lambda leaf: 8 * leaf if leaf.ndim > 1 else leaf, initialise(CONFIG, jax.random.key(seed)))
-    return Decoder(params, CONFIG)
+def _module(name, path):
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def prompts(rows=5, width=9, seed=0):
-    """Left padded prompts of many lengths."""
-    rng = np.random.default_rng(seed)
-    tokens = rng.integers(3, 64, (rows, width))
-    lengths = rng.integers(1, width + 1, rows)
-    valid = np.arange(width)[None] >= width - lengths[:, None]
-    return jnp.asarray(np.where(valid, tokens, 0)), jnp.asarray(valid)
+families = _module("families", Path(__file__).parents[1] / "models" / "families.py")
+small_model = _module("small_model", Path(__file__).parent / "small_model.py")
+small, prompts = small_model.small, small_model.left_padded
+FAMILIES = ("qwen2 tied", "qwen2 untied", "qwen3", "llama", "llama3", "mistral")
+QUICK = ("qwen2 tied", "qwen3", "llama3")
 
 
-@pytest.mark.parametrize("name", ["qwen2 tied", "qwen3", "llama3"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in FAMILIES]
+)
 def test_greedy_tokens_are_those_of_transformers(name, tmp_path):
     """64 prompts of many lengths, 64 tokens each: all 4096 equal."""
     model = families.torch_model(name)
@@ -62,7 +56,7 @@ def test_greedy_tokens_are_those_of_transformers(name, tmp_path):
 
 
 def test_log_probs_are_those_of_the_training_pass(monkeypatch):
-    """Across the stages of the growing cache, here 4, 8, 16 and 20 columns; logits near 20, each rounded."""
+    """Across the stages of the growing cache, here 4, 8, 16 and 19 columns; logits near 20, each rounded."""
     monkeypatch.setattr(rollout, "FIRST_STAGE", 4)
     model = small()
     tokens, valid = prompts()
@@ -74,6 +68,42 @@ def test_log_probs_are_those_of_the_training_pass(monkeypatch):
     scores = token_log_probs(hidden, model.params["embed"].T, found.tokens, 0.8)
     np.testing.assert_allclose(found.log_probs, scores.log_probs, atol=4e-5)
     np.testing.assert_array_equal(found.log_probs, found.sampler_log_probs)
+
+
+def test_a_window_in_the_cache_is_that_of_the_training_pass():
+    """Prompt and text are longer than the window, so the oldest columns are hidden."""
+    config = dataclasses.replace(small_model.CONFIG, window=6, local=(True, False))
+    model = small(config)
+    tokens, valid = prompts()
+    found = generate(model, tokens, valid, jax.random.key(1), Sampling(max_new=10))
+    text, seen = jnp.concatenate([tokens, found.tokens], axis=1), jnp.concatenate([valid, found.mask], axis=1)
+    hidden = model.hidden(text, None, seen)[:, tokens.shape[1] - 1 : -1]
+    scores = token_log_probs(hidden, model.params["embed"].T, found.tokens)
+    np.testing.assert_allclose(found.log_probs, scores.log_probs, atol=4e-5)
+
+
+def test_a_group_reads_its_prompt_once_and_gets_the_same_texts():
+    model = small()
+    tokens, valid = prompts(3)
+    key, sampling = jax.random.key(7), Sampling(max_new=12)
+    found = generate(model, tokens, valid, key, sampling, group=2)
+    apart = generate(model, jnp.repeat(tokens, 2, axis=0), jnp.repeat(valid, 2, axis=0), key, sampling)
+    np.testing.assert_array_equal(found.tokens, apart.tokens)
+    np.testing.assert_allclose(found.log_probs, apart.log_probs, atol=1e-5)
+    assert (np.asarray(found.tokens[0::2]) != np.asarray(found.tokens[1::2])).any()
+
+
+def test_limits_end_texts_that_are_not_finished():
+    model = small()
+    tokens, valid = prompts(4)
+    key, sampling = jax.random.key(2), Sampling(max_new=12)
+    free = generate(model, tokens, valid, key, sampling)
+    limits = np.array([1, 5, 3, 7])
+    found = generate(model, tokens, valid, key, sampling, limits=limits)
+    np.testing.assert_array_equal(found.mask.sum(axis=1), limits)
+    np.testing.assert_array_equal(found.tokens, np.where(found.mask, free.tokens, 0))
+    assert int(found.steps) == 7
+    assert not bool(found.finished.any())
 
 
 def test_the_same_key_gives_the_same_texts_whatever_the_split_or_padding():
@@ -135,3 +165,7 @@ def test_bad_shapes_are_refused():
         generate(model, jnp.zeros(3), jnp.ones(3), jax.random.key(0), Sampling())
     with pytest.raises(InvalidProblem, match=r"valid has shape \(1, 2\); expected \(1, 3\)"):
         generate(model, jnp.zeros((1, 3)), jnp.ones((1, 2)), jax.random.key(0), Sampling())
+    with pytest.raises(InvalidProblem, match=r"rows has shape \(3,\); expected \(4,\)"):
+        generate(model, jnp.ones((2, 3)), jnp.ones((2, 3)), jax.random.key(0), Sampling(), jnp.arange(3), group=2)
+    with pytest.raises(InvalidOption, match="group is 0"):
+        generate(model, jnp.ones((2, 3)), jnp.ones((2, 3)), jax.random.key(0), Sampling(), group=0)

@@ -55,6 +55,25 @@ def test_temperature_divides_the_logits_and_zero_is_greedy():
         assert int(draw(logits, Sampling(temperature=0.0), jax.random.key(seed), jnp.arange(1), 0).token[0]) == 0
 
 
+def test_draws_over_many_blocks_have_the_frequencies_of_the_softmax():
+    """700 tokens are 32 blocks of 22 with padding; 40 000 rows, the likeliest 40 tokens and the rest together."""
+    n, size = 40_000, 700
+    logits = 3 * jax.random.normal(jax.random.key(0), (size,))
+    found = jax.jit(draw)(jnp.broadcast_to(logits, (n, size)), Sampling(), jax.random.key(1), jnp.arange(n), 0)
+    p = np.asarray(jax.nn.softmax(logits), np.float64)
+    counts, order = np.bincount(np.asarray(found.token), minlength=size), np.argsort(-p)
+    assert len(counts) == size
+    together = lambda values: np.append(values[order[:40]], values[order[40:]].sum())
+    assert chisquare(together(counts), n * together(p / p.sum())).pvalue > 1e-3
+    np.testing.assert_allclose(found.log_prob, np.log(p)[np.asarray(found.token)], atol=1e-5)
+
+
+def test_greedy_takes_the_first_of_the_likeliest():
+    logits = jnp.zeros((3, 700)).at[jnp.arange(3), jnp.array([699, 3, 350])].set(5.0).at[1, 600].set(5.0)
+    found = draw(logits, Sampling(temperature=0.0), jax.random.key(0), jnp.arange(3), 0)
+    np.testing.assert_array_equal(found.token, [699, 3, 350])
+
+
 def test_a_rows_draw_depends_on_its_number_and_step_alone():
     logits = jax.random.normal(jax.random.key(1), (6, 50))
     key = jax.random.key(2)

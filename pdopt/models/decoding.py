@@ -1,0 +1,195 @@
+"""One token after another: weights packed once, keys and values of what was read kept in a cache.
+
+    read:    K, V of a prompt, and its last hidden state;      extend:  s = q K / sqrt(e) + mask,  o = softmax(s) V
+
+A decode step reads every weight and every key once, so it is written for the memory: products that read the same input
+lie side by side, keys lie as `(b, kv_heads, head_dim, length)` and values as `(b, kv_heads, length, head_dim)` (each
+product then runs along contiguous memory), one array a layer, written in place, and never transposed or cast.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from pdopt.models.attention import causal_mask
+from pdopt.models.block import look, normed, project, residual, where_local
+from pdopt.models.config import DecoderConfig
+from pdopt.models.decoder import Decoder, Execution, compute_dtype, enter, logits, packed_layers
+from pdopt.models.sharding import RESIDUAL, constrain, split_heads
+from pdopt.types import record
+
+# Added to the score of a column that is not seen: finite, so that a row which sees none stays finite.
+UNSEEN = -1e30
+
+
+@record(static=("config", "execution"))
+class Packed:
+    """A decoder's weights as decoding reads them; made by `pack` once for many tokens.
+
+    Attributes:
+        embed: `(vocabulary, width)`; norm: `(width,)`, the last one.
+        layers: one dictionary a layer, with `qkv` and `gate_up` side by side.
+        head: `(width, vocabulary)`; laid out that way for a tied model too.
+        config, execution: the decoder's.
+    """
+
+    embed: Any
+    norm: Any
+    layers: tuple[Any, ...]
+    head: Any
+    config: DecoderConfig
+    execution: Execution
+
+    def logits(self, hidden: Any) -> Any:
+        """Logits of the next token, float32."""
+        return logits(self.config, self.execution, self.head, hidden)
+
+
+class Cache(NamedTuple):
+    """What was read: keys `(b, kv_heads, head_dim, length)`, values `(b, kv_heads, length, head_dim)` of each layer.
+
+    One array a layer, not one for all: a token's write is then in place, without copying the other layers. `valid
+    (b, length)` says which columns hold tokens; their order does not matter, for positions are turned into the keys.
+    """
+
+    keys: tuple[Any, ...]
+    values: tuple[Any, ...]
+    valid: Any
+
+
+def pack(model: Decoder) -> Packed:
+    """The weights as decoding reads them. The same numbers; a second copy of them while it lives.
+
+    Example:
+        >>> from pdopt.models.decoder import initialise
+        >>> config = DecoderConfig(vocabulary=32, width=8, depth=1, heads=2, kv_heads=1, head_dim=4, hidden=16)
+        >>> packed = pack(Decoder(initialise(config, jax.random.key(0)), config))
+        >>> packed.layers[0]["attention"]["qkv"].shape, packed.head.shape
+        ((8, 16), (8, 32))
+    """
+    config, mesh, dtype = model.config, model.execution.mesh, compute_dtype(model)
+    embed = model.params["embed"]
+    if config.tied:
+        # Without the barrier the compiler undoes this transposition and makes it again inside every product.
+        embed = constrain(embed.astype(dtype), mesh, "vocab", None)
+        matrix = lax.optimization_barrier(embed.T)
+    else:
+        matrix = constrain(model.params["head"].astype(dtype), mesh, None, "vocab")
+    layers = tuple(_cast(layer, dtype) for layer in packed_layers(model))
+    return Packed(embed, model.params["norm"], layers, matrix, config, model.execution)
+
+
+def _cast(layer: Any, dtype: Any) -> Any:
+    """Matrices in the type of the products, once; norms and biases keep theirs."""
+    cast = lambda leaf: leaf.astype(dtype) if leaf.ndim > 1 else leaf
+    return {name: jax.tree.map(cast, part) if name in ("attention", "mlp") else part for name, part in layer.items()}
+
+
+def read(packed: Packed, tokens: Any, valid: Any, length: int) -> tuple[Any, Cache]:
+    """Read prompts into a new cache.
+
+    Args:
+        packed: the weights.
+        tokens, valid: `(b, t)`, left padded: real tokens stand at the end.
+        length: columns of the cache, >= t; the prompts fill the first t.
+
+    Returns:
+        The last hidden states `(b, width)`, normalised, and the cache.
+    """
+    config, mesh, width = packed.config, packed.execution.mesh, tokens.shape[1]
+    positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
+    h, turned, kernel = enter(config, packed.execution, packed.embed, tokens, positions)
+    mask = causal_mask(positions, valid)
+    keys, values = [], []
+    for layer in packed.layers:
+        h = constrain(h, mesh, *RESIDUAL)
+        q, k, v = split_heads(mesh, *project(config, layer, h, turned))
+        keys.append(_kept(k.transpose(0, 2, 3, 1), mesh))
+        values.append(_kept(v.transpose(0, 2, 1, 3), mesh))
+        h = residual(config, layer, h, look(config, layer, q, k, v, mask, kernel))
+    cache = Cache(tuple(keys), tuple(values), valid)
+    return normed(config, h[:, -1], packed.norm), grown(cache, length - width)
+
+
+def extend(packed: Packed, token: Any, positions: Any, cache: Cache, at: Any) -> tuple[Any, Cache]:
+    """Read one more token a row.
+
+    Args:
+        packed: the weights.
+        token, positions: `(b,)`.
+        cache: what was read; its `valid` already says whether column `at` counts.
+        at: the column that is written, the same in every row.
+
+    Returns:
+        Hidden states `(b, width)`, normalised, and the cache with the tokens' keys and values.
+    """
+    config, mesh = packed.config, packed.execution.mesh
+    h, turned, _ = enter(config, packed.execution, packed.embed, token[:, None], positions[:, None])
+    whole, local = _biases(config, cache.valid, at)
+    keys, values = [], []
+    for layer, old_keys, old_values in zip(packed.layers, cache.keys, cache.values):
+        h = constrain(h, mesh, *RESIDUAL)
+        q, k, v = split_heads(mesh, *project(config, layer, h, turned))
+        new = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
+        keys.append(_kept(lax.dynamic_update_slice_in_dim(old_keys, new[0], at, 3), mesh))
+        values.append(_kept(lax.dynamic_update_slice_in_dim(old_values, new[1], at, 2), mesh))
+        bias = whole if local is None else where_local(config, layer, local, whole)
+        seen = look_back(q[:, 0], keys[-1], values[-1], bias, config.query_scalar, config.attention_cap)
+        h = residual(config, layer, h, seen[:, None])
+    return normed(config, h[:, 0], packed.norm), Cache(tuple(keys), tuple(values), cache.valid)
+
+
+def _biases(config: DecoderConfig, valid: Any, at: Any) -> tuple[Any, Any]:
+    """What is added to the scores of each column `(b, 1, 1, length)`, in most layers and in those with a window.
+
+    The cache may be a ring: a column's age is counted backwards from the one that is written.
+    """
+    bias = lambda seen: jnp.where(seen, 0, jnp.asarray(UNSEEN, jnp.float32))[:, None, None, :]
+    if config.window is None:
+        return bias(valid), None
+    length = valid.shape[1]
+    age = (at - jnp.arange(length)) % length
+    return bias(valid), bias(valid & (age < config.window))
+
+
+def _kept(x: Any, mesh: Any) -> Any:
+    """Rows and heads of a cache split over the mesh."""
+    return constrain(x, mesh, "batch", "kv_heads", None, None)
+
+
+def look_back(q: Any, keys: Any, values: Any, bias: Any, scalar: float | None = None, cap: float | None = None) -> Any:
+    """Attention of one query a row `(b, heads, e)` to a cache; scores and softmax in float32.
+
+    `bias` is added to the scores; `scalar` and `cap` are those of `attention.attend`.
+
+    Example:
+        >>> q, keys, values = jnp.zeros((1, 2, 4)), jnp.zeros((1, 1, 4, 3)), jnp.ones((1, 1, 3, 4))
+        >>> print(look_back(q, keys, values, jnp.zeros((1, 1, 1, 3)))[0, 0])
+        [1. 1. 1. 1.]
+    """
+    batch, heads, size = q.shape
+    scale = (size if scalar is None else scalar) ** -0.5
+    grouped = q.reshape(batch, keys.shape[1], -1, size)
+    scores = jnp.einsum("bkge,bkel->bkgl", grouped, keys, preferred_element_type=jnp.float32) * scale
+    scores = (scores if cap is None else cap * jnp.tanh(scores / cap)) + bias
+    weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    seen = jnp.einsum("bkgl,bkle->bkge", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+    return (seen / total).astype(q.dtype).reshape(batch, heads, size)
+
+
+def grown(cache: Cache, more: int) -> Cache:
+    """The cache with `more` empty columns at its end."""
+    longer = lambda leaf, axis: jnp.pad(leaf, [(0, more if axis == at else 0) for at in range(leaf.ndim)])
+    return Cache(
+        tuple(longer(leaf, 3) for leaf in cache.keys),
+        tuple(longer(leaf, 2) for leaf in cache.values),
+        longer(cache.valid, 1),
+    )
+
+
+def repeated(tree: Any, times: int) -> Any:
+    """Each row `times` times, one after another: of a cache, or of any arrays whose first axis is rows."""
+    return tree if times == 1 else jax.tree.map(lambda leaf: jnp.repeat(leaf, times, axis=0), tree)
