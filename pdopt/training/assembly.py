@@ -47,13 +47,15 @@ class Policy(NamedTuple):
 
 
 def make_run_mesh(recipe: Recipe) -> Any:
-    """The mesh of a recipe; None on a single device.
+    """The mesh of a recipe; None on a single device. Sizes without -1 may ask for fewer devices than one process has.
 
     Raises:
         InvalidOption: axes that the devices do not fill, or rows that the mesh does not divide.
     """
     sizes = recipe.mesh
-    mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor)
+    wanted = sizes.data * sizes.fsdp * sizes.tensor
+    fewer = jax.process_count() == 1 and min(sizes.data, sizes.fsdp, sizes.tensor) > 0 and wanted < jax.device_count()
+    mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor, jax.devices()[:wanted] if fewer else None)
     if mesh.size == 1:
         return None
     ways = mesh.shape["data"] * mesh.shape["fsdp"]

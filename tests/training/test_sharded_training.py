@@ -15,7 +15,7 @@ MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 
 
 def recipe(folder, **sections):
-    return tiny.recipe(folder, model={"kv_heads": 2}, optimiser={"learning_rate": 1e-3}, **sections)
+    return tiny.recipe(folder, model={"kv_heads": 2}, optimiser={"learning_rate": 1e-3, "decay_steps": 4}, **sections)
 
 
 def test_eight_devices_train_as_one(tmp_path):

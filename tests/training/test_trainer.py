@@ -111,9 +111,9 @@ def test_a_folder_with_a_run_is_not_overwritten_and_no_other_run_goes_on_in_it(w
     folder = whole[0].folder
     with pytest.raises(InvalidOption, match="holds a run; resume it"):
         train(saved_recipe(folder))
-    with pytest.raises(CheckpointError, match="belongs to another run: objective.entropy is 0.0 in the checkpoint"):
+    with pytest.raises(CheckpointError, match=r"another run: objective\.entropy is 0.0 in the checkpoint"):
         train(saved_recipe(folder, ["objective.entropy=0.5"]), resume=True, reporters=[])
-    with pytest.raises(CheckpointError, match="belongs to another run: data is"):
+    with pytest.raises(CheckpointError, match="another run: data is"):
         train(saved_recipe(folder, ["data.settings={digits=2}"]), resume=True, reporters=[])
 
 

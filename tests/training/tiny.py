@@ -1,4 +1,4 @@
-"""A decoder and recipes small enough that compiling is all they cost; one set of shapes, so that programs are shared."""
+"""A decoder and recipes so small that compiling is all they cost; one set of shapes, so that programs are shared."""
 
 import dataclasses
 
