@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-from benchmarks import allocation, assignment, balancing, generation, linear, matching, transport
+from benchmarks import allocation, assignment, balancing, generation, linear, matching, training, transport
 from benchmarks.claims import failed
 from benchmarks.harness import Options
 from benchmarks.instances import FAMILIES
@@ -25,6 +25,7 @@ COMPARISONS = {
     "matching": matching,
     "balancing": balancing,
     "generation": generation,
+    "training": training,
 }
 
 

@@ -6,6 +6,7 @@ gradient and the parameters after one update in files under Hugging Face names, 
 one step of training: CPU seconds of generation with the reward and of the update, and peaks of the resident set.
 """
 
+import dataclasses
 import json
 import os
 import sys
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.training_models import (
-    BATCH, CLIP, DATA, EPSILON, GROUP, NEVER, NEW, PAD, PROMPTS, RATE, ROWS, even_share,
+    BATCH, CLIP, DATA, EPSILON, GROUP, NEVER, NEW, PAD, PROMPTS, RATE, ROWS, WORDS, even_share,
 )  # fmt: skip
 
 ENGINES = ("pdopt", "trl")
@@ -33,7 +34,7 @@ class Pdopt:
         from pdopt.training.recipe import make_recipe
 
         recipe = make_recipe({
-            "model": {"path": str(folder)},
+            "model": {"path": str(folder), "tokenizer": str(folder / WORDS)},
             "data": {"source": str(folder / DATA), "held_out": 0},
             "sampling": {"max_new": NEW},
             "objective": {
@@ -48,8 +49,6 @@ class Pdopt:
 
     def check(self, order: dict[str, Any], batch: dict[str, np.ndarray]) -> float:
         """The loss; gradient and updated parameters into files."""
-        import dataclasses
-
         import jax
         import optax
 
@@ -88,11 +87,7 @@ class Pdopt:
         from pdopt.training.step import Experience, policy_step
 
         prepared, position = self.prepared, Position()
-        sampling = prepared.sampling._replace(eos=(NEVER,)) if hasattr(prepared.sampling, "_replace") else None
-        if sampling is None:
-            import dataclasses
-
-            sampling = dataclasses.replace(prepared.sampling, eos=(NEVER,))
+        sampling = dataclasses.replace(prepared.sampling, eos=(NEVER,))
         for order in orders:
             clock = Clock()
             batch, position = next_batch(prepared.stream, position)
@@ -138,7 +133,7 @@ class Trl:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         self.trainer = GRPOTrainer(
             model, even_share, args=config, train_dataset=Dataset.from_list(rows),
-            processing_class=AutoTokenizer.from_pretrained(folder),
+            processing_class=AutoTokenizer.from_pretrained(folder / WORDS),
         )  # fmt: skip
         self.trainer.eos_token_ids = [NEVER]
 

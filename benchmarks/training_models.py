@@ -21,7 +21,7 @@ PAD, END = 0, 1
 # What ends a text for the samplers: an id that the model has no logit for.
 NEVER = SIZES["vocabulary"]
 RATE, CLIP, EPSILON = 1e-4, 1.0, (0.2, 0.28)
-DATA = "prompts.jsonl"
+DATA, WORDS = "prompts.jsonl", "words"
 BATCH = "batch.npz"
 SEEN_PROMPTS = 64
 
@@ -43,7 +43,7 @@ def write_all(folder: Path) -> None:
     # Three times as large as they are initialised: gradients then differ from noise in every parameter.
     params = jax.tree.map(lambda leaf: 3 * leaf if leaf.ndim > 2 else leaf, initialise(config, jax.random.key(0)))
     export(Decoder(params, config), folder)
-    word_tokenizer().save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder / WORDS)
     rng = np.random.default_rng(0)
     lengths = rng.integers(SHORTEST, LONGEST + 1, SEEN_PROMPTS)
     texts = [" ".join(f"w{number}" for number in rng.integers(2, NEVER, length)) for length in lengths]
