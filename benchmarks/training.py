@@ -46,7 +46,7 @@ def run(options: Options, say: Any = print) -> Report:
     facts = machine() | next((r["versions"] for r in records if r["engine"] == "trl" and r["versions"]), {})
     facts.setdefault("trl", _version("trl"))
     notes = [
-        f"Qwen2 shape {SIZES}, tied, float32; {PROMPTS} prompts x {GROUP} completions = {ROWS} rows, {NEW} tokens each; "
+        f"Qwen2 shape {SIZES}, tied, float32; {PROMPTS} prompts x {GROUP} completions = {ROWS} rows, {NEW} tokens; "
         "no KL, no recomputation. CPU seconds of a process pinned to one core, torch on one thread; the engines take "
         "turns, the first step, which compiles, apart. The claims compare the best steps; medians stand beside them.",
         "Rollout has the reward in it. TRL is its `train`, timed between its callbacks; pdopt is what `train` calls, "

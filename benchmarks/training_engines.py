@@ -19,7 +19,18 @@ from typing import Any
 import numpy as np
 
 from benchmarks.training_models import (
-    BATCH, CLIP, DATA, EPSILON, GROUP, NEVER, NEW, PAD, PROMPTS, RATE, ROWS, WORDS, even_share,
+    BATCH,
+    CLIP,
+    DATA,
+    EPSILON,
+    GROUP,
+    NEVER,
+    NEW,
+    PROMPTS,
+    RATE,
+    ROWS,
+    WORDS,
+    even_share,
 )  # fmt: skip
 
 ENGINES = ("pdopt", "trl")
@@ -96,9 +107,9 @@ class Pdopt:
                 policy(self.fixed, self.state.trainable), asked.prompts, asked.valid, step_key(self.state), sampling,
                 asked.numbers, prepared.policy.pad,
             )  # fmt: skip
-            sampled = Sampled(
-                asked.rows, *map(np.asarray, (asked.prompts, asked.valid, rolled.tokens, rolled.mask)), order["seed"]
-            )
+            arrays = (np.asarray(x) for x in (asked.prompts, asked.valid, rolled.tokens, rolled.mask))
+            prompts, valid, tokens, mask = arrays
+            sampled = Sampled(asked.rows, prompts, valid, tokens, mask, order["seed"])
             scores = prepared.scorer(sampled)
             clock.lap()
             seen = Experience(
@@ -117,7 +128,7 @@ class Trl:
         import torch
         from datasets import Dataset
         from transformers import AutoModelForCausalLM, AutoTokenizer
-        from trl import GRPOConfig, GRPOTrainer
+        from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportMissingImports]
 
         torch.set_num_threads(1)
         rows = [json.loads(line) for line in (folder / DATA).read_text().splitlines()]

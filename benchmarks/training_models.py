@@ -14,7 +14,7 @@ import numpy as np
 PROMPTS, GROUP, NEW = 8, 8, 64
 ROWS = PROMPTS * GROUP
 SHORTEST, LONGEST = 12, 16  # words of a prompt
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocabulary": 512, "width": 128, "depth": 4, "heads": 4, "kv_heads": 2, "head_dim": 32, "hidden": 384,
 }  # fmt: skip
 PAD, END = 0, 1
@@ -48,7 +48,8 @@ def write_all(folder: Path) -> None:
     lengths = rng.integers(SHORTEST, LONGEST + 1, SEEN_PROMPTS)
     texts = [" ".join(f"w{number}" for number in rng.integers(2, NEVER, length)) for length in lengths]
     (folder / DATA).write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
-    np.savez(folder / BATCH, **fixed_batch())
+    arrays: dict[str, Any] = fixed_batch()
+    np.savez(folder / BATCH, **arrays)
 
 
 def word_tokenizer() -> Any:
@@ -66,7 +67,7 @@ def word_tokenizer() -> Any:
 
 
 def fixed_batch() -> dict[str, np.ndarray]:
-    """Rows that both libraries take the gradient of; prompts and completions of uneven lengths, advantages of both signs.
+    """Rows that both libraries take the gradient of; uneven lengths, advantages of both signs.
 
     Example:
         >>> {name: value.shape for name, value in fixed_batch().items() if value.ndim == 1}
