@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-from benchmarks import allocation, assignment, balancing, faithful, generation, linear, matching, transport
+from benchmarks import allocation, assignment, balancing, faithful, generation, linear, matching, training, transport
 from benchmarks.claims import failed
 from benchmarks.harness import Options
 from benchmarks.instances import FAMILIES
@@ -26,6 +26,7 @@ COMPARISONS = {
     "balancing": balancing,
     "generation": generation,
     "faithful": faithful,
+    "training": training,
 }
 
 

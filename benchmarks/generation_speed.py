@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -38,15 +39,19 @@ PATIENCE = 900.0  # seconds for one answer
 class Engine:
     """A child that answers one line at a time; a context manager that ends it."""
 
+    module = "benchmarks.generation_engines"
+    # Engine -> the variable that names its interpreter, for those whose pins need not be ours.
+    pythons: Mapping[str, str] = {"tunix": TUNIX_PYTHON}
+
     def __init__(self, name: str, folder: Path) -> None:
-        python = os.environ.get(TUNIX_PYTHON, sys.executable) if name == "tunix" else sys.executable
+        python = os.environ.get(self.pythons.get(name, ""), sys.executable)
         root = Path(__file__).resolve().parent.parent
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         self.name = name
         self.log = folder / f"{name}.log"
         with self.log.open("a") as errors:
             self._child = subprocess.Popen(
-                [python, "-m", "benchmarks.generation_engines", name, str(folder)],
+                [python, "-m", self.module, name, str(folder)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=root, env=environment,
             )  # fmt: skip
         self._lines: queue.Queue[str | None] = queue.Queue()

