@@ -137,8 +137,7 @@ def extend(packed: Packed, token: Any, positions: Any, cache: Cache, at: Any) ->
         keys.append(_kept(lax.dynamic_update_slice_in_dim(old_keys, new[0], at, old_keys.ndim - 1), mesh))
         values.append(_kept(lax.dynamic_update_slice_in_dim(old_values, new[1], at, old_values.ndim - 2), mesh))
         bias = whole if local is None else where_local(config, layer, local, whole)
-        sides = (leaf[-1] if leaf[-1].ndim == 4 else leaf[-1][None] for leaf in (keys, values))
-        seen = look_back(q[:, 0], *sides, bias, config.query_scalar, config.attention_cap)
+        seen = look_back(q[:, 0], _whole(keys[-1]), _whole(values[-1]), bias, config.query_scalar, config.attention_cap)
         h = residual(config, layer, h, seen[:, None], mesh)
     return normed(config, h[:, 0], packed.norm), Cache(tuple(keys), tuple(values), cache.valid)
 
@@ -190,13 +189,17 @@ def alone(cache: Cache, mesh: Any = None) -> Cache:
     """
     if mesh is not None or cache.valid.shape[0] != 1:
         return cache
-    return Cache(*jax.tree.map(lambda leaf: leaf[0], (cache.keys, cache.values)), cache.valid)
+    return Cache(tuple(leaf[0] for leaf in cache.keys), tuple(leaf[0] for leaf in cache.values), cache.valid)
 
 
 def together(cache: Cache) -> Cache:
     """The cache with its axis of rows, after `alone`."""
-    whole = lambda leaf: leaf if leaf.ndim == 4 else leaf[None]
-    return Cache(*jax.tree.map(whole, (cache.keys, cache.values)), cache.valid)
+    return Cache(tuple(map(_whole, cache.keys)), tuple(map(_whole, cache.values)), cache.valid)
+
+
+def _whole(leaf: Any) -> Any:
+    """One array of a cache with its axis of rows."""
+    return leaf if leaf.ndim == 4 else leaf[None]
 
 
 def grown(cache: Cache, more: int) -> Cache:
