@@ -20,18 +20,22 @@ ENGINES = ("pdopt", "transformers", "tunix")
 
 
 def pdopt_engine(folder: Path) -> Any:
-    """pdopt's rollout; one program for greedy and sampled, since the temperature is an operand."""
+    """pdopt's rollout; one program for greedy and sampled, since the temperature is an operand.
+
+    The weights are packed as they are loaded, as whoever generates more than once does.
+    """
     import jax
 
     from pdopt.models.checkpoints import load
+    from pdopt.models.decoding import pack
     from pdopt.training.rollout import generate
     from pdopt.training.sampling import Sampling
 
-    model = load(folder)
+    packed = jax.block_until_ready(jax.jit(pack)(load(folder)))
 
     def run(prompts: np.ndarray, valid: np.ndarray, new: int, sampled: bool, seed: int) -> np.ndarray:
         sampling = Sampling(max_new=new, temperature=1.0 if sampled else 0.0)
-        return np.asarray(generate(model, prompts, valid, jax.random.key(seed), sampling).tokens)
+        return np.asarray(generate(packed, prompts, valid, jax.random.key(seed), sampling).tokens)
 
     return run
 

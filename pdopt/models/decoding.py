@@ -52,6 +52,7 @@ class Cache(NamedTuple):
 
     One array a layer, not one for all: a token's write is then in place, without copying the other layers. `valid
     (b, length)` says which columns hold tokens; their order does not matter, for positions are turned into the keys.
+    A loop over tokens of one row alone holds its keys and values without the first axis (`alone`).
     """
 
     keys: tuple[Any, ...]
@@ -132,11 +133,11 @@ def extend(packed: Packed, token: Any, positions: Any, cache: Cache, at: Any) ->
     for layer, old_keys, old_values in zip(packed.layers, cache.keys, cache.values):
         h = constrain(h, mesh, *RESIDUAL)
         q, k, v = split_heads(mesh, *project(config, layer, h, turned))
-        new = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
-        keys.append(_kept(lax.dynamic_update_slice_in_dim(old_keys, new[0], at, 3), mesh))
-        values.append(_kept(lax.dynamic_update_slice_in_dim(old_values, new[1], at, 2), mesh))
+        new = k.transpose(0, 2, 3, 1).reshape(*old_keys.shape[:-1], 1), v.reshape(*old_values.shape[:-2], 1, -1)
+        keys.append(_kept(lax.dynamic_update_slice_in_dim(old_keys, new[0], at, old_keys.ndim - 1), mesh))
+        values.append(_kept(lax.dynamic_update_slice_in_dim(old_values, new[1], at, old_values.ndim - 2), mesh))
         bias = whole if local is None else where_local(config, layer, local, whole)
-        seen = look_back(q[:, 0], keys[-1], values[-1], bias, config.query_scalar, config.attention_cap)
+        seen = look_back(q[:, 0], _whole(keys[-1]), _whole(values[-1]), bias, config.query_scalar, config.attention_cap)
         h = residual(config, layer, h, seen[:, None], mesh)
     return normed(config, h[:, 0], packed.norm), Cache(tuple(keys), tuple(values), cache.valid)
 
@@ -156,7 +157,7 @@ def _biases(config: DecoderConfig, valid: Any, at: Any) -> tuple[Any, Any]:
 
 def _kept(x: Any, mesh: Any) -> Any:
     """Rows and heads of a cache split over the mesh."""
-    return constrain(x, mesh, "batch", "kv_heads", None, None)
+    return x if x.ndim == 3 else constrain(x, mesh, "batch", "kv_heads", None, None)
 
 
 def look_back(q: Any, keys: Any, values: Any, bias: Any, scalar: float | None = None, cap: float | None = None) -> Any:
@@ -178,6 +179,27 @@ def look_back(q: Any, keys: Any, values: Any, bias: Any, scalar: float | None = 
     total = jnp.sum(weights, axis=-1, keepdims=True)
     seen = jnp.einsum("bkgl,bkle->bkge", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
     return (seen / total).astype(q.dtype).reshape(batch, heads, size)
+
+
+def alone(cache: Cache, mesh: Any = None) -> Cache:
+    """For a loop over tokens: keys and values of one row without the row's axis; others, and on a mesh, as they are.
+
+    The compiler drops an axis of length 1 for the products but not for what a loop carries: with it, the carried array
+    and the one that is read are two, and every token copies the whole cache several times.
+    """
+    if mesh is not None or cache.valid.shape[0] != 1:
+        return cache
+    return Cache(tuple(leaf[0] for leaf in cache.keys), tuple(leaf[0] for leaf in cache.values), cache.valid)
+
+
+def together(cache: Cache) -> Cache:
+    """The cache with its axis of rows, after `alone`."""
+    return Cache(tuple(map(_whole, cache.keys)), tuple(map(_whole, cache.values)), cache.valid)
+
+
+def _whole(leaf: Any) -> Any:
+    """One array of a cache with its axis of rows."""
+    return leaf if leaf.ndim == 4 else leaf[None]
 
 
 def grown(cache: Cache, more: int) -> Cache:

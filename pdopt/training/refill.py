@@ -53,7 +53,7 @@ class _Drawn(NamedTuple):
 
 def refill(
     model: Decoder | Packed, prompts: Any, valid: Any, key: Any, sampling: Sampling, rows: Any = None, pad: int = 0,
-    *, slots: int = 64, chunk: int = 32, share: float = 0.25, limits: Any = None, stop: StopText | None = None,
+    *, slots: int = 64, chunk: int = 32, share: float | None = None, limits: Any = None, stop: StopText | None = None,
 ) -> Rollout:  # fmt: skip
     """Sample one continuation of each of `n` prompts, at most `slots` at a time.
 
@@ -62,7 +62,8 @@ def refill(
         slots: rows that are decoded together, >= 1.
         chunk: most steps between two looks of the host, >= 1.
         share: of the slots, in (0, 1]: as soon as so many are empty and prompts wait, the chunk ends; prompts are read
-            by so many at a time.
+            by so many at a time. None: a quarter up to 16 slots, 4 slots up to 64, then a sixteenth;
+            on one core reading 4 prompts at a time was the fastest at 16 and at 64 slots.
         stop: strings that end a text, looked for between chunks.
 
     Returns:
@@ -82,11 +83,12 @@ def refill(
     """
     require_range("slots", slots, 1)
     require_range("chunk", chunk, 1)
-    require_range("share", share, 0.0, 1.0, open_low=True)
+    if share is not None:
+        require_range("share", share, 0.0, 1.0, open_low=True)
     prompts, valid, rows, limits = (np.asarray(x) for x in checked(prompts, valid, rows, limits, sampling))
     texts = _Texts.empty(len(prompts), sampling.max_new, pad)
     slots = min(slots, len(prompts))
-    many = max(1, round(share * slots))
+    many = max(1, min(4, slots // 4), slots // 16) if share is None else max(1, round(share * slots))
     packed = model if isinstance(model, Packed) else _pack(model)
     state = _no_slots(packed, slots, prompts.shape[1], sampling)
     holds, waiting, steps = np.full(slots, -1), 0, 0

@@ -16,7 +16,7 @@ from jax import lax
 
 from pdopt.errors import InvalidProblem, require_range, require_shape
 from pdopt.models.decoder import Decoder
-from pdopt.models.decoding import Cache, Packed, extend, grown, pack, read, repeated
+from pdopt.models.decoding import Cache, Packed, alone, extend, grown, pack, read, repeated, together
 from pdopt.training.sampling import Sampling, draw
 
 # Columns of the cache after the prompt at first; every stage of a decode doubles them, and is compiled apart.
@@ -180,7 +180,9 @@ def _decode(packed: Packed, state: _State, lengths: Any, width: int, room: int, 
         hidden, cache = extend(packed, state.token, lengths + state.count - 1, cache, column)
         return _drawn(state._replace(cache=cache), packed.logits(hidden), draws)
 
-    return lax.while_loop(running, step, state)
+    state = state._replace(cache=alone(state.cache, packed.execution.mesh))
+    state = lax.while_loop(running, step, state)
+    return state._replace(cache=together(state.cache))
 
 
 def no_recent(rows: int, sampling: Sampling) -> Any:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import re
 from pathlib import Path
 
 import jax
@@ -147,6 +148,20 @@ def test_a_rollout_ends_when_every_row_has():
     first = int(generate(model, tokens, valid, jax.random.key(0), Sampling(max_new=1, temperature=0.0)).tokens[0, 0])
     found = generate(model, tokens, valid, jax.random.key(0), Sampling(max_new=64, temperature=0.0, eos=(first,)))
     assert int(found.steps) == 1
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_token_does_not_copy_the_cache(rows):
+    """19 columns, which nothing else has. Compiled on the CPU, where one row alone is the case that is apart."""
+    tokens, valid = prompts(rows)
+    sample = small(), tokens, valid, jax.random.key(0), Sampling(max_new=11), jnp.arange(rows), jnp.full(rows, 11)
+    text = rollout._generate.lower(*sample, 0, 1).compile().as_text()
+    inside = re.findall(r"^%\S*region[^\n]*\{\n.*?^\}", text, re.MULTILINE | re.DOTALL)
+    loops = [body for body in inside if re.search(r"f32\[[\d,]*8,19\]", body)]
+    assert loops
+    assert not [
+        line for body in loops for line in body.splitlines() if re.search(r"f32\[[\d,]*19[\d,]*\]\S* copy\(", line)
+    ]
 
 
 def test_temperature_does_not_recompile():

@@ -34,7 +34,15 @@ def prompts():
 
 def compiled(model, tokens, valid, rows):
     """Temperature -> texts, and the program; its CPU code is not optimised, for it runs twice."""
-    sample = lambda t: (model, tokens, valid, jax.random.key(2), Sampling(NEW, t, eos=(5,)), rows)
+    sample = lambda t: (
+        model,
+        tokens,
+        valid,
+        jax.random.key(2),
+        Sampling(NEW, t, eos=(5,)),
+        rows,
+        np.full(ROWS, NEW, np.int32),
+    )
     made = rollout._generate.lower(*sample(1.0), 0, 1).compile({"xla_backend_optimization_level": 0})
     return {t: made(*sample(t)) for t in (0.0, 1.3)}, made.as_text()
 
