@@ -10,9 +10,9 @@ import json
 import os
 import sys
 import time
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -56,7 +56,7 @@ def transformers_engine(folder: Path) -> Any:
         )
         tokens, mask = torch.from_numpy(prompts.astype(np.int64)), torch.from_numpy(valid.astype(np.int64))
         with torch.inference_mode():
-            found = model.generate(tokens, attention_mask=mask)
+            found = cast(Any, model).generate(tokens, attention_mask=mask)
         return found[:, prompts.shape[1] :].numpy()
 
     return run
@@ -65,8 +65,9 @@ def transformers_engine(folder: Path) -> Any:
 def tunix_engine(folder: Path) -> Any:
     """Tunix's `Sampler`; its prompts are texts, here numbers that a trivial tokenizer reads back."""
     import jax
-    from tunix.generate.sampler import CacheConfig, Sampler
 
+    generation = import_module("tunix.generate.sampler")
+    CacheConfig, Sampler = generation.CacheConfig, generation.Sampler
     config = json.loads((folder / "config.json").read_text())
     sizes = {
         "num_layers": config["num_hidden_layers"], "vocab_size": config["vocab_size"],
@@ -77,14 +78,10 @@ def tunix_engine(folder: Path) -> Any:
     }  # fmt: skip
     tied = bool(config["tie_word_embeddings"])
     if config["model_type"] == "qwen2":
-        from tunix.models.qwen2 import model as family
-        from tunix.models.qwen2 import params
-
+        family, params = (import_module(f"tunix.models.qwen2.{part}") for part in ("model", "params"))
         settings = family.ModelConfig(**sizes, use_tied_embedding=tied)
     else:
-        from tunix.models.llama3 import model as family
-        from tunix.models.llama3 import params
-
+        family, params = (import_module(f"tunix.models.llama3.{part}") for part in ("model", "params"))
         settings = family.ModelConfig(**sizes, weight_tying=tied)
     # Its shardings name mesh axes, and JAX's default axis type would ask it to place every gather itself.
     kinds = (jax.sharding.AxisType.Auto,) * 2

@@ -117,6 +117,7 @@ def test_unrolled_and_recomputed_give_the_same(model, plain):
         np.testing.assert_allclose(np.asarray(hidden)[VALID], np.asarray(plain[0])[VALID], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_reach_weights_and_router_but_no_price(model):
     priced = routed.rebalance(model, forward(model)[1])
     prices = priced.balance
