@@ -88,7 +88,7 @@ def test_sampling_needs_what_the_plan_says(sizes, prompt, new):
     key = jax.eval_shape(lambda: jax.random.key(0))
     lowered = _generate.lower(
         model, rows(8, prompt, dtype=jnp.int32), rows(8, prompt, dtype=bool), key, Sampling(new),
-        rows(8, dtype=jnp.int32), pad=0, group=1,
+        rows(8, dtype=jnp.int32), rows(8, dtype=jnp.int32), pad=0, group=1,
     )  # fmt: skip
     memory = lowered.compile(FAST).memory_analysis()
     plan = inference_memory(SMALL, mesh, rows=8, length=prompt + new, prompt=prompt)

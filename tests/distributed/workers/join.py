@@ -1,6 +1,9 @@
 """Join the group: must be called before anything that touches a device."""
 
 import os
+import sys
+
+from tests.distributed.group import TAG
 
 
 def join() -> int:
@@ -18,3 +21,9 @@ def join() -> int:
         shutdown_timeout_seconds=10,
     )
     return index
+
+
+def say(text: str) -> None:
+    """One line for the parent, in one write: gloo, which writes to the same pipe, cannot come before its end."""
+    sys.stdout.write(f"\n{TAG}{text}\n")
+    sys.stdout.flush()

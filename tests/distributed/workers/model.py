@@ -2,8 +2,7 @@
 
 import os
 
-from tests.distributed.group import TAG
-from tests.distributed.workers.join import join
+from tests.distributed.workers.join import join, say
 
 
 def main() -> None:
@@ -25,11 +24,11 @@ def main() -> None:
     batch = jax.make_array_from_process_local_data(batch_sharding(mesh), rows[index * half : (index + 1) * half])
     found = jax.jit(lambda model, batch: model(batch))(model, batch)
     here = sum(shard.data.nbytes for leaf in jax.tree.leaves(model.params) for shard in leaf.addressable_shards)
-    print(f"{TAG}devices {jax.device_count()}")
-    print(f"{TAG}bytes {here}")
+    say(f"devices {jax.device_count()}")
+    say(f"bytes {here}")
     whole = multihost_utils.process_allgather(found, tiled=True)
     export(model, f"{folder}/out")
-    print(f"{TAG}logits {' '.join(repr(float(v)) for v in whole.ravel())}")
+    say(f"logits {' '.join(repr(float(v)) for v in whole.ravel())}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Solve the sharding tests' program with A over a (4, 2) mesh that spans two processes."""
 
-from tests.distributed.group import TAG
-from tests.distributed.workers.join import join
+from tests.distributed.workers.join import join, say
 
 
 def main() -> None:
@@ -31,10 +30,10 @@ def main() -> None:
         )  # fmt: skip
         found = pdopt.solve(spread, PLAIN, tolerance=1e-14, max_iterations=64)
         x = multihost_utils.process_allgather(found.x, tiled=True)
-        print(f"{TAG}devices {jax.device_count()}")
-        print(f"{TAG}iterations {int(found.iterations)}")
-        print(f"{TAG}objective {float(found.objective)!r}")
-        print(f"{TAG}x {' '.join(repr(float(v)) for v in x)}")
+        say(f"devices {jax.device_count()}")
+        say(f"iterations {int(found.iterations)}")
+        say(f"objective {float(found.objective)!r}")
+        say(f"x {' '.join(repr(float(v)) for v in x)}")
 
 
 if __name__ == "__main__":
