@@ -214,8 +214,8 @@ class _Run:
         batch, self.position = next_batch(prepared.stream, self.position)
         asked = prompt_arrays(batch, training.group, prepared.policy.pad, prepared.mesh)
         rolled = generate(
-            policy(self.fixed, self.state.trainable), asked.prompts, asked.valid, step_key(self.state),
-            prepared.sampling, asked.numbers, prepared.policy.pad,
+            policy(self.fixed, self.state.trainable), asked.once, asked.once_valid, step_key(self.state),
+            prepared.sampling, asked.numbers, prepared.policy.pad, group=training.group,
         )  # fmt: skip
         self._collect()  # the devices are sampling meanwhile
         columns = completion_columns(int(rolled.steps), recipe.sampling.max_new)
