@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from pdopt.models.decoder import Decoder
-from pdopt.models.decoding import pack
+from pdopt.models.decoding import Packed, pack
 from pdopt.training.constraint_kinds import KINDS
 from pdopt.training.data import Position, next_batch
 from pdopt.training.evaluation import Interval, bootstrap, judge, pass_at_k, row_means
@@ -40,6 +40,12 @@ class Evaluation(NamedTuple):
     completions: int
 
 
+@jax.jit
+def packed(model: Decoder) -> Packed:
+    """The weights as decoding reads them, made once for all batches; training and evaluation share one sampler."""
+    return pack(model)
+
+
 def evaluate_policy(
     prepared: Prepared, model: Decoder, step: int, settings: EvaluationConfig | None = None, prompts: int | None = None
 ) -> Evaluation:
@@ -61,13 +67,13 @@ def evaluate_policy(
     stream = open_stream(recipe.data, source, prepared.policy.tokenizer, batch_size, shuffle=False)
     sampling = prepared.sampling.replace(temperature=jax.numpy.float32(settings.temperature))
     key = jax.random.fold_in(jax.random.key(recipe.training.seed), 2)
-    packed, position, tables = _packed(model), Position(), []
+    ready, position, tables = packed(model), Position(), []
     for start in range(0, wanted, batch_size):
         batch, position = next_batch(stream, position)
         asked = prompt_arrays(batch, settings.samples, prepared.policy.pad, prepared.mesh)
         numbers = asked.numbers + start * settings.samples
         rolled = generate(
-            packed, asked.once, asked.once_valid, key, sampling, numbers, prepared.policy.pad, group=settings.samples
+            ready, asked.once, asked.once_valid, key, sampling, numbers, prepared.policy.pad, group=settings.samples
         )
         seen = [own_rows(x) for x in (asked.prompts, asked.valid, rolled.tokens, rolled.mask)]
         scores = prepared.scorer(Sampled(asked.rows, seen[0], seen[1], seen[2], seen[3], step))
@@ -75,10 +81,6 @@ def evaluate_policy(
     table = {name: _gathered([t[name] for t in tables], wanted) for name in tables[0] if name != "samples"}
     scalars = _scalars(table, settings, recipe.constraints)
     return Evaluation(step, scalars, tables[0]["samples"], wanted, wanted * settings.samples)
-
-
-# Once for all batches; compiled, so that nothing but its result is ever held.
-_packed = jax.jit(pack)
 
 
 def _table(rows: Sequence[Any], scores: Scores, mask: np.ndarray, prompt: str, prompts: int) -> dict[str, Any]:
