@@ -1,6 +1,5 @@
-"""SIGKILL at any moment: no handler runs, and the run goes on from a whole checkpoint with the same bits."""
+"""Runs in processes of their own (`killed.py`): begun, watched, and ended by SIGKILL."""
 
-import random
 import signal
 import subprocess
 import sys
@@ -8,15 +7,7 @@ import threading
 import time
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """Compiled programs, shared by all children: only the first compiles."""
-    return tmp_path_factory.mktemp("programs")
 
 
 def begin(folder, cache, steps, pause):
@@ -51,22 +42,3 @@ def killed(child, after, wait):
     child.stdout.close(), child.stderr.close()
     assert code in (0, -signal.SIGKILL), "".join(errors)[-3000:]
     return steps
-
-
-@pytest.mark.parametrize(("kills", "steps"), [(2, 4), pytest.param(20, 60, marks=pytest.mark.slow)])
-def test_a_run_that_is_killed_goes_on_with_the_same_bits(tmp_path, cache, kills, steps):
-    """Moments are drawn: within a step, while a checkpoint is being written, between its parts."""
-    reported, bits = ended(begin(tmp_path / "whole", cache, steps, 0))
-    assert reported == list(range(1, steps + 3))
-    draw, seen = random.Random(kills), 0
-    for _ in range(kills):
-        found = killed(begin(tmp_path / "run", cache, steps, 0.1), draw.randint(0, 2), draw.uniform(0, 0.2))
-        # It went on from a whole checkpoint: of the last steps at most those are made again that were still in flight.
-        if found:
-            assert found[0] <= seen + 1, "no step is left out"
-            assert found == list(range(found[0], found[-1] + 1))
-            assert found[0] >= seen - 2, "all but the newest checkpoints had survived"
-            seen = found[-1]
-    reported, found = ended(begin(tmp_path / "run", cache, steps, 0))
-    assert found == bits
-    assert reported == [] or reported[-1] == steps + 2
