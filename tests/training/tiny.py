@@ -75,3 +75,10 @@ def recipe(folder, **sections):
     for name, changes in sections.items():
         tables[name] = changes if isinstance(changes, list) else {**tables.get(name, {}), **changes}
     return make_recipe(tables)
+
+
+def shared_recipe(folder, **sections):
+    """Three policy steps that any number of processes takes alike: a step size at which rounding stays rounding."""
+    training = {"steps": 3, "supervised_steps": 0}
+    optimiser = {"learning_rate": 1e-3, "decay_steps": 3}
+    return recipe(folder, training=training, optimiser=optimiser, **sections)
