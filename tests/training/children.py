@@ -1,5 +1,6 @@
 """Runs in processes of their own (`killed.py`): begun, watched, and ended by SIGKILL."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -13,7 +14,8 @@ ROOT = Path(__file__).parents[2]
 def begin(folder, cache, steps, pause):
     arguments = [folder, cache, steps, pause]
     command = [sys.executable, "-u", "-m", "tests.training.killed", *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    env = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # as `quick_compiles` has it
+    return subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def ended(child):

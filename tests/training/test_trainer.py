@@ -18,6 +18,8 @@ from tests.training import tiny
 from tests.training.children import begin, ended, killed
 from tests.training.killed import digest
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 
 class Notes:
     """A reporter that keeps what it is told, and may do something at a step."""
@@ -55,7 +57,7 @@ def assert_same_bits(one, other):
 
 
 @pytest.fixture(scope="module")
-def programs(tmp_path_factory):
+def programs(quick_compiles, tmp_path_factory):
     """A folder of compiled programs, so that child processes compile nothing again."""
     from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
