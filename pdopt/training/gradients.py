@@ -5,6 +5,9 @@
 The denominators, tokens and rows of the whole batch on all devices, are counted before the first micro-batch, so
 cutting the batch changes rounding and nothing else. Sums are float32. Prompt positions are dropped before the head:
 only states that a completion's token is read from meet the vocabulary.
+
+A model with experts is routed by its scores, and by the prices it came with, which rest: the formats that its family
+is loaded from and exported to have no place for prices (`models.routed`).
 """
 
 from collections.abc import Callable

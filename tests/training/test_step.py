@@ -1,5 +1,6 @@
 """One training step: against a loop by hand, cut into parts, with a batch that is not finite, with y = 0."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -8,11 +9,14 @@ import numpy as np
 import optax
 import pytest
 
+from pdopt.models.config import Mixture
+from pdopt.models.decoder import Decoder, initialise
 from pdopt.rules.saddle import respond
 from pdopt.training.constraint_kinds import Constraint
 from pdopt.training.constraints import Constraints
 from pdopt.training.gradients import Part, gradient, scores_in_parts, split_rows
 from pdopt.training.objectives import LOSSES
+from pdopt.training.state import Fixed
 from pdopt.training.step import Plan, policy_objective, policy_step, supervised, supervised_step
 from pdopt.types import Memory
 from tests.training import tiny
@@ -204,3 +208,15 @@ def test_the_supervised_objective_counts_only_its_mask():
     scores = TokenScores(jnp.array([[-1.0, jnp.nan]]), jnp.array([[0.5, jnp.nan]]))
     loss, metrics = supervised(scores, Part(None, None, None, mask, mask), totals(mask, 2))
     assert (float(loss), float(metrics["entropy"])) == (1.0, 0.5)
+
+
+@pytest.mark.slow
+def test_experts_are_trained_and_parts_add_up():
+    """The router has a gradient, and no token is dropped for its company in a micro-batch."""
+    config = dataclasses.replace(tiny.CONFIG, experts=Mixture(count=4, top=2, hidden=16))
+    params, seen = initialise(config, jax.random.key(0)), tiny.experience()
+    part = Part(seen.prompts, seen.valid, seen.tokens, seen.mask, seen.mask)
+    one, two = (gradient(Fixed(Decoder(None, config)), params, part, supervised, 1.0, micro)[1] for micro in (8, 2))
+    assert float(optax.tree.norm(one["layers"]["mlp"]["router"])) > 0
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
