@@ -217,6 +217,6 @@ def test_experts_are_trained_and_parts_add_up():
     params, seen = initialise(config, jax.random.key(0)), tiny.experience()
     part = Part(seen.prompts, seen.valid, seen.tokens, seen.mask, seen.mask)
     one, two = (gradient(Fixed(Decoder(None, config)), params, part, supervised, 1.0, micro)[1] for micro in (8, 2))
-    assert float(optax.tree.norm(one["layers"]["mlp"]["router"])) > 0
+    assert float(optax.tree.norm(one["layers"]["experts"]["router"])) > 0
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
