@@ -5,6 +5,7 @@ does not fit the devices or the batch, a tokenizer that does not fit the model, 
 """
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -145,9 +146,10 @@ def _new_policy(recipe: Recipe, tokenizer: Any, execution: Execution, mesh: Any)
         eos=(special.eos,), pad=special.pad,
     )  # fmt: skip
     key = jax.random.key(recipe.training.seed)
-    make = lambda key: initialise(config, key, jnp.dtype(sizes.dtype))
+    make = partial(initialise, config, dtype=jnp.dtype(sizes.dtype))
+    # Compiled only where no device can hold the whole: array by array there is hardly anything to compile.
     places = None if mesh is None else tree_shardings(mesh, config, jax.eval_shape(make, key))
-    params = jax.jit(make, out_shardings=places)(key)
+    params = make(key) if mesh is None else jax.jit(make, out_shardings=places)(key)
     return Policy(Decoder(params, config, execution), tokenizer, (special.eos,), special.pad, None)
 
 

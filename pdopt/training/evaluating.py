@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from pdopt.models.decoder import Decoder
+from pdopt.models.decoding import Packed, pack
 from pdopt.training.constraint_kinds import KINDS
 from pdopt.training.data import Position, next_batch
 from pdopt.training.evaluation import Interval, bootstrap, judge, pass_at_k, row_means
@@ -39,6 +40,12 @@ class Evaluation(NamedTuple):
     completions: int
 
 
+@jax.jit
+def packed(model: Decoder) -> Packed:
+    """The weights as decoding reads them, made once for all batches; training and evaluation share one sampler."""
+    return pack(model)
+
+
 def evaluate_policy(
     prepared: Prepared, model: Decoder, step: int, settings: EvaluationConfig | None = None, prompts: int | None = None
 ) -> Evaluation:
@@ -60,12 +67,14 @@ def evaluate_policy(
     stream = open_stream(recipe.data, source, prepared.policy.tokenizer, batch_size, shuffle=False)
     sampling = prepared.sampling.replace(temperature=jax.numpy.float32(settings.temperature))
     key = jax.random.fold_in(jax.random.key(recipe.training.seed), 2)
-    position, tables = Position(), []
+    ready, position, tables = packed(model), Position(), []
     for start in range(0, wanted, batch_size):
         batch, position = next_batch(stream, position)
         asked = prompt_arrays(batch, settings.samples, prepared.policy.pad, prepared.mesh)
         numbers = asked.numbers + start * settings.samples
-        rolled = generate(model, asked.prompts, asked.valid, key, sampling, numbers, prepared.policy.pad)
+        rolled = generate(
+            ready, asked.once, asked.once_valid, key, sampling, numbers, prepared.policy.pad, group=settings.samples
+        )
         seen = [own_rows(x) for x in (asked.prompts, asked.valid, rolled.tokens, rolled.mask)]
         scores = prepared.scorer(Sampled(asked.rows, seen[0], seen[1], seen[2], seen[3], step))
         tables.append(_table(asked.rows, scores, own_rows(rolled.mask), recipe.data.prompt, len(batch.rows)))

@@ -29,11 +29,14 @@ class Prompts(NamedTuple):
 
     Attributes:
         rows: this process's rows of data, one for each of its completions.
-        prompts, valid: `(b, p)`, left padded, on the devices.
+        once, once_valid: `(b / group, p)`, left padded, on the devices: what is read once for a group.
+        prompts, valid: `(b, p)`, the same for each completion.
         numbers: `(b,)` global numbers of the completions: the key of their draws.
     """
 
     rows: list[Any]
+    once: Any
+    once_valid: Any
     prompts: Any
     valid: Any
     numbers: Any
@@ -85,7 +88,7 @@ def prompt_arrays(batch: Batch, group: int, pad: int, mesh: Any) -> Prompts:
     rows = [row for row in batch.rows for _ in range(group)]
     numbers = np.arange(len(rows), dtype=np.int32) + batch.start * group
     repeat = lambda x: np.repeat(x, group, axis=0)
-    return Prompts(rows, *(on_devices(x, mesh) for x in (repeat(ids), repeat(valid), numbers)))
+    return Prompts(rows, *(on_devices(x, mesh) for x in (ids, valid, repeat(ids), repeat(valid), numbers)))
 
 
 def taught_arrays(batch: Batch, recipe: Recipe, tokenizer: Any, eos: int, pad: int, mesh: Any) -> Part:

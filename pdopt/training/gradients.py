@@ -5,6 +5,9 @@
 The denominators, tokens and rows of the whole batch on all devices, are counted before the first micro-batch, so
 cutting the batch changes rounding and nothing else. Sums are float32. Prompt positions are dropped before the head:
 only states that a completion's token is read from meet the vocabulary.
+
+A model with experts is routed by its scores, and by the prices it came with, which rest: the formats that its family
+is loaded from and exported to have no place for prices (`models.routed`).
 """
 
 from collections.abc import Callable
@@ -14,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pdopt.models.decoder import Decoder, head
-from pdopt.models.log_probs import TokenScores, token_log_probs
+from pdopt.models.decoder import Decoder
+from pdopt.models.log_probs import TokenScores
 from pdopt.training.objectives import Totals, totals
 from pdopt.training.state import Fixed, policy
 
@@ -55,7 +58,7 @@ def completion_scores(model: Decoder, part: Part, temperature: Any = 1.0) -> Tok
     tokens = jnp.concatenate([part.prompts, part.tokens[:, :-1]], axis=1)
     valid = jnp.concatenate([part.valid, part.present[:, :-1]], axis=1)
     hidden = model.hidden(tokens, None, valid)[:, part.prompts.shape[1] - 1 :]
-    return token_log_probs(hidden, head(model.config, model.params), part.tokens, temperature)
+    return model.scores(hidden, part.tokens, temperature)
 
 
 def gradient(

@@ -115,9 +115,11 @@ def start(prepared: Prepared) -> tuple[Fixed, TrainState]:
 
 
 def state_places(prepared: Prepared, shapes: Any) -> Any:
-    """The sharding of every leaf of a state; None on one device."""
+    """The sharding of every leaf of a state: on one device as well, so that a state that was restored, or that a step
+    has returned, meets the same compiled programs as the first."""
     if prepared.mesh is None:
-        return None
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return jax.tree.map(lambda _: here, shapes)
     return tree_shardings(prepared.mesh, prepared.policy.model.config, shapes)
 
 

@@ -211,7 +211,7 @@ class TrainingConfig:
     steps: int = option(200, 0, may_differ=True)  # policy steps, each one rollout
     prompts: int = option(16, 1)  # prompts a step
     group: int = option(8, 1)  # completions a prompt
-    micro_rows: int | None = option(None, 1, may_differ=True)  # rows whose gradient is computed at once; none: all
+    micro_rows: int | None = option(None, 1, may_differ=True)  # rows at once in a gradient; none: what suits the device
     supervised_steps: int = option(0, 0)  # supervised steps before the first policy step
     supervised_rows: int = option(64, 1)  # texts a supervised step
     supervised_rate: float = option(1e-3, 0.0, open_low=True)  # its learning rate: warm-up over a tenth, then cosine

@@ -29,9 +29,10 @@ from pdopt.training.advantages import (
 )
 from pdopt.training.constraints import Constraints
 from pdopt.training.gradients import Objective, Part, gradient, scores_in_parts, split_rows
-from pdopt.training.objectives import policy_loss
+from pdopt.training.objectives import policy_loss, token_mean
 from pdopt.training.optimiser import make_optimiser
 from pdopt.training.recipe import OptimiserConfig
+from pdopt.training.regularisers import entropy_bonus, kl_cost, kl_loss, kl_report
 from pdopt.training.state import Fixed, TrainState, policy
 from pdopt.types import record
 
@@ -147,7 +148,7 @@ def _kept_in_place(fixed: Fixed, state: TrainState) -> TrainState:
 
 def supervised(scores: Any, part: Part, totals: Any) -> tuple[Any, dict[str, Any]]:
     """The objective of supervised training: minus the mean log-probability of the tokens that count."""
-    mean = lambda values: jnp.sum(jnp.where(part.mask, values, 0)) / totals.tokens
+    mean = lambda values: token_mean(values, part.mask, totals)
     return -mean(scores.log_probs), {"entropy": mean(scores.entropy)}
 
 
@@ -155,32 +156,20 @@ def policy_objective(plan: Plan) -> Objective:
     """The loss of a policy step: the policy's own, plus KL to the reference, minus entropy."""
 
     def objective(scores: Any, part: Part, whole: Any) -> tuple[Any, dict[str, Any]]:
-        mean = lambda values: jnp.sum(jnp.where(part.mask, values, 0)) / jnp.maximum(whole.tokens, 1)
+        mask = part.mask
         loss, metrics = policy_loss(
-            plan.loss, scores.log_probs, part.old, part.advantage, part.mask, whole,
+            plan.loss, scores.log_probs, part.old, part.advantage, mask, whole,
             low=plan.epsilon_low, high=plan.epsilon_high, dual=plan.dual_clip,
         )  # fmt: skip
-        metrics = metrics | {"entropy": mean(scores.entropy)}
-        gap = jnp.abs(scores.log_probs - part.sampled)
-        metrics |= {"gap": mean(gap)}
+        bonus = entropy_bonus(scores.entropy, mask, whole)
+        gap = token_mean(jnp.abs(scores.log_probs - part.sampled), mask, whole)
+        metrics = metrics | {"entropy": -bonus, "gap": gap}
         if part.reference is not None:
-            ratio = scores.log_probs - part.reference
-            metrics |= {"kl_k1": mean(ratio), "kl_k3": mean(kl_terms(ratio)["k3"])}
-            loss = loss + plan.kl * mean(kl_terms(ratio)[plan.kl_estimator])
-        loss = loss - plan.entropy * metrics["entropy"]
-        return loss, lax.stop_gradient(metrics)
+            metrics |= kl_report(scores.log_probs, part.reference, mask, whole)
+            loss += plan.kl * kl_loss(scores.log_probs, part.reference, mask, whole, plan.kl_estimator, part.old)
+        return loss + plan.entropy * bonus, lax.stop_gradient(metrics)
 
     return objective
-
-
-def kl_terms(ratio: Any) -> dict[str, Any]:
-    """Estimators of KL(policy || reference) from `d = log policy - log reference`: k1, k2, k3 (Schulman 2020).
-
-    Example:
-        >>> {name: round(float(value), 3) for name, value in kl_terms(jnp.array(0.5)).items()}
-        {'k1': 0.5, 'k2': 0.125, 'k3': 0.107}
-    """
-    return {"k1": ratio, "k2": ratio**2 / 2, "k3": jnp.exp(jnp.minimum(-ratio, 20.0)) - 1 + ratio}
 
 
 def _as_part(plan: Plan, fixed: Fixed, state: TrainState, seen: Experience) -> Part:
@@ -230,8 +219,7 @@ def _measured(plan: Plan, seen: Experience, part: Part) -> dict[str, Any]:
         if constraint.kind == "length":
             found[constraint.name] = jnp.sum(seen.mask, axis=1, dtype=jnp.float32)
         elif constraint.kind == "kl":
-            ratio = seen.log_probs - part.reference
-            found[constraint.name] = jnp.sum(jnp.where(seen.mask, ratio, 0), axis=1)
+            found[constraint.name] = kl_cost(seen.log_probs, part.reference, seen.mask)
     return found
 
 

@@ -26,7 +26,8 @@ def test_prompts_are_repeated_side_by_side_and_numbered(tokenizer, tmp_path):
     batch = batch_of(tiny.recipe(tmp_path), tokenizer)
     asked = prompt_arrays(batch, 3, 0, None)
     assert asked.prompts.shape == (12, 8)
-    np.testing.assert_array_equal(asked.prompts[0], asked.prompts[2])
+    np.testing.assert_array_equal(asked.prompts, np.repeat(asked.once, 3, axis=0))
+    np.testing.assert_array_equal(asked.valid, np.repeat(asked.once_valid, 3, axis=0))
     np.testing.assert_array_equal(asked.numbers, np.arange(12))
     assert [row["prompt"] for row in asked.rows[:3]] == [batch.rows[0]["prompt"]] * 3
     assert tokenizer.decode(np.asarray(asked.prompts[3])[np.asarray(asked.valid[3])]) == batch.rows[1]["prompt"]

@@ -8,8 +8,6 @@ from pdopt.training.preparation import prepare, start
 from pdopt.training.trainer import train
 from tests.training import tiny
 
-pytestmark = pytest.mark.slow
-
 # Four rows a device on two axes; heads are divided over the third.
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 
@@ -19,6 +17,7 @@ def recipe(folder, **sections):
     return tiny.recipe(folder, model={"kv_heads": 2}, optimiser=optimiser, **sections)
 
 
+@pytest.mark.slow
 def test_eight_devices_train_as_one(tmp_path):
     one = train(recipe(tmp_path / "one"), reporters=[])
     many = train(recipe(tmp_path / "many", mesh=MESH), reporters=[])
@@ -28,6 +27,7 @@ def test_eight_devices_train_as_one(tmp_path):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_state_is_split_as_its_parameters_and_multipliers_are_copies(tmp_path):
     prepared = prepare(recipe(tmp_path / "run", mesh=MESH))
     _, state = start(prepared)
@@ -40,6 +40,7 @@ def test_a_state_is_split_as_its_parameters_and_multipliers_are_copies(tmp_path)
     assert state.constraints.y.sharding.is_fully_replicated
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_on_another_mesh(tmp_path):
     whole = train(recipe(tmp_path / "whole"), reporters=[])
     from pdopt.training.saving import saved_recipe
@@ -51,3 +52,24 @@ def test_a_run_goes_on_on_another_mesh(tmp_path):
     assert found.metrics["loss"] == pytest.approx(whole.metrics["loss"], abs=1e-5)
     for a, b in zip(jax.tree.leaves(found.state.trainable), jax.tree.leaves(whole.state.trainable), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_two_processes_train_as_one(tmp_path, monkeypatch):
+    """Each reads its own rows, samples and scores them; the first alone writes reports and the recipe."""
+    from tests.distributed.group import run_group
+
+    monkeypatch.setenv("PDOPT_TEST_FOLDER", str(tmp_path))
+    one = train(tiny.shared_recipe(tmp_path / "one"), reporters=[])
+    for lines in run_group("train", 2, devices=1, deadline=300):
+        numbers = dict(line.split(" ", 1) for line in lines)
+        assert (numbers["devices"], numbers["steps"]) == ("2", "3")
+        loss, multiplier = map(float, numbers["metrics"].split())
+        assert loss == pytest.approx(one.metrics["loss"], abs=1e-5)
+        assert multiplier == pytest.approx(one.metrics["constraint/length/multiplier"], abs=1e-5)
+    with np.load(tmp_path / "many.npz") as found:
+        for a, b in zip(found.values(), jax.tree.leaves(one.state.trainable), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+    reported = (tmp_path / "many" / "metrics.jsonl").read_text().splitlines()
+    assert len(reported) == 4, "three steps and the evaluation, each once"

@@ -1,6 +1,7 @@
 """The loop of a run: it repeats bits, it can be stopped and continued, and a broken batch ends it with a status."""
 
 import json
+import random
 import signal
 
 import jax
@@ -8,11 +9,16 @@ import numpy as np
 import pytest
 
 from pdopt.errors import CheckpointError, InvalidOption
+from pdopt.runtime.cache import _OPTIONS, enable_compilation_cache
 from pdopt.training.saving import saved_recipe
 from pdopt.training.scoring import Scores
 from pdopt.training.trainer import train
 from pdopt.types import Status
 from tests.training import tiny
+from tests.training.children import begin, ended, killed
+from tests.training.killed import digest
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 class Notes:
@@ -51,7 +57,21 @@ def assert_same_bits(one, other):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def programs(quick_compiles, tmp_path_factory):
+    """A folder of compiled programs, so that child processes compile nothing again."""
+    from jax.experimental.compilation_cache.compilation_cache import reset_cache
+
+    names = ("jax_compilation_cache_dir", *_OPTIONS)
+    before = {name: getattr(jax.config, name) for name in names}
+    reset_cache()
+    yield enable_compilation_cache(tmp_path_factory.mktemp("programs"))
+    for name, value in before.items():
+        jax.config.update(name, value)
+    reset_cache()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, programs):
     """A run that nothing interrupts."""
     notes = Notes()
     return train(tiny.recipe(tmp_path_factory.mktemp("run") / "whole"), reporters=[notes]), notes
@@ -126,3 +146,25 @@ def test_metrics_are_whole_lines_and_a_longer_run_adds_to_them(whole, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "evaluation/reward" not in line] == [1, 2, 3, 4]
     assert longer.steps == 4
+
+
+@pytest.mark.parametrize(("kills", "steps"), [(2, 4), pytest.param(20, 60, marks=pytest.mark.slow)])
+def test_a_run_that_is_killed_goes_on_with_the_same_bits(whole, programs, tmp_path, kills, steps):
+    """SIGKILL at drawn moments: within a step, while a checkpoint is being written; no handler runs."""
+    if steps == 4:
+        bits = digest(whole[0].state)
+    else:
+        reported, bits = ended(begin(tmp_path / "whole", programs, steps, 0))
+        assert reported == list(range(1, steps + 3))
+    draw, seen = random.Random(kills), 0
+    for _ in range(kills):
+        found = killed(begin(tmp_path / "run", programs, steps, 0.1), draw.randint(0, 2), draw.uniform(0, 0.2))
+        if found:
+            assert found == list(range(found[0], found[-1] + 1))
+            assert found[0] <= seen + 1, "no step is left out"
+            assert found[0] >= seen - 2, "it went on from one of the newest checkpoints, which is whole"
+            seen = found[-1]
+    assert seen > 0
+    reported, found = ended(begin(tmp_path / "run", programs, steps, 0))
+    assert found == bits
+    assert reported == [] or reported[-1] == steps + 2

@@ -64,7 +64,7 @@ def recipe(folder, **sections):
                   "hidden": 32, "layers": "scan"},
         "data": {"source": "arithmetic", "settings": {"digits": 1}, "held_out": 4},
         "sampling": {"max_new": MAX_NEW},
-        "optimiser": {"learning_rate": 1e-2},
+        "optimiser": {"learning_rate": 1e-2, "decay_steps": 4},  # given, so that a longer run is the same program
         "constraints": [{"name": "length", "limit": 2.0}],
         "checkpoint": {"every": 2},
         "evaluation": {"every": 0, "samples": GROUP, "k": [1, GROUP]},
@@ -75,3 +75,10 @@ def recipe(folder, **sections):
     for name, changes in sections.items():
         tables[name] = changes if isinstance(changes, list) else {**tables.get(name, {}), **changes}
     return make_recipe(tables)
+
+
+def shared_recipe(folder, **sections):
+    """Three policy steps that any number of processes takes alike: a step size at which rounding stays rounding."""
+    training = {"steps": 3, "supervised_steps": 0}
+    optimiser = {"learning_rate": 1e-3, "decay_steps": 3}
+    return recipe(folder, training=training, optimiser=optimiser, **sections)
