@@ -161,9 +161,7 @@ def inference_memory(
     tables = config.width * local.vocabulary * (2 if config.tied else 1)
     kept = (
         Part("parameters", _split_numbers(config, sizes) * size, f"{config.parameters:,} numbers, split"),
-        Part(
-            "batch", local.rows * (5 * prompt + 8) + 12, "tokens, which are real, numbers, limits; key, temperature"
-        ),
+        Part("batch", local.rows * (5 * prompt + 8) + 12, "tokens, which are real, numbers, limits; key, temperature"),
     )
     made = (
         Part("decoding copy", (config.depth * _layer_numbers(config, sizes) + tables) * c,

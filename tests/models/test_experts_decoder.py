@@ -17,6 +17,8 @@ from pdopt.models.decoder import Decoder, Execution, initialise
 from pdopt.models.experts import add_tallies
 from pdopt.problems.balancing import max_violation
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 # Test modules are imported by path; what several share stands beside them.
 _spec = importlib.util.spec_from_file_location("through_cache", Path(__file__).with_name("through_cache.py"))
 through_cache = importlib.util.module_from_spec(_spec)

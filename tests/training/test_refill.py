@@ -14,6 +14,8 @@ from pdopt.training.rollout import generate
 from pdopt.training.sampling import Sampling
 from pdopt.training.stops import StopText, cut
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 _spec = importlib.util.spec_from_file_location("small_model", Path(__file__).parent / "small_model.py")
 small_model = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(small_model)

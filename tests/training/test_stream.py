@@ -11,6 +11,8 @@ from pdopt.training.rollout import generate
 from pdopt.training.sampling import Sampling
 from pdopt.training.stream import _more, stream
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 CONFIG = DecoderConfig(vocabulary=32, width=16, depth=1, heads=2, kv_heads=1, head_dim=8, hidden=32)
 
 
