@@ -156,6 +156,7 @@ def test_the_beginning_of_a_stop_text_is_held_back():
     assert _safe("a ENx", ("END",)) == 5
 
 
+@pytest.mark.slow
 def test_on_a_mesh_the_texts_are_the_same(model, capsys):
     options = ("--model", model, "--prompt", "the", "--prompt", "cat", "--max-new", "6")
     spread = found(capsys, *options, "--mesh", "2,1,2")

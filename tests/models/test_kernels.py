@@ -102,6 +102,7 @@ def test_a_model_puts_real_tokens_first_for_cudnn_and_back(monkeypatch):
         np.testing.assert_allclose(np.asarray(found)[valid], np.asarray(expected)[valid], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_model_by_splash_is_the_dense_one():
     """Local layers and others, so that the scan chooses between two kernels."""
     mixed = dataclasses.replace(CONFIG, window=6, local=(True, False), attention_cap=2.0)
