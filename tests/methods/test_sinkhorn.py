@@ -240,6 +240,7 @@ def hard(dtype=np.float32, n=60, epsilon=0.002):
     return pdopt.Transport(distances(x, y), masses(n, 1), masses(n, 2), pdopt.Entropy(epsilon), dtype=dtype)
 
 
+@pytest.mark.slow
 def test_over_relaxation_and_annealing_save_sweeps(wide):
     problem = hard(np.float64)
     counts = {}

@@ -35,7 +35,7 @@ def square(model, x):
     return jnp.mean(out**2) + 1e-2 * report.loss, report
 
 
-@pytest.mark.parametrize("factor", [None, 1.25])
+@pytest.mark.parametrize("factor", [None, pytest.param(1.25, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("router", ROUTERS)
 def test_every_router_trains(router, factor):
     model, x = layer(router=router, capacity_factor=factor), tokens()
