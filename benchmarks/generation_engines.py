@@ -7,7 +7,6 @@ in turn, so that all see the same machine.
 """
 
 import json
-import os
 import sys
 import time
 from importlib import import_module, metadata
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+
+from benchmarks.children import answering
 
 ENGINES = ("pdopt", "transformers", "tunix")
 
@@ -142,14 +143,7 @@ def reset_peak() -> bool:
 
 def serve(engine: str, folder: Path) -> None:
     """Load, then answer one line after the other."""
-    channel = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what the engine prints goes to standard error
-
-    def say(**message: Any) -> None:
-        print(json.dumps(message), file=channel, flush=True)
-
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    say = answering()
     started = time.process_time()
     try:
         run = {"pdopt": pdopt_engine, "transformers": transformers_engine, "tunix": tunix_engine}[engine](folder)

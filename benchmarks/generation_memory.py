@@ -6,13 +6,12 @@ JSON object.
 """
 
 import json
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.children import measured
 from benchmarks.claims import Claim
 from benchmarks.generation_engines import reset_peak
 from benchmarks.harness import Options
@@ -73,19 +72,7 @@ def child(way: str, tokens: int) -> dict[str, Any]:
 def measure(way: str, tokens: int, limit: float = LIMIT) -> dict[str, Any]:
     """One child under a limit of seconds."""
     about = {"way": way, "tokens": tokens}
-    command = [sys.executable, "-m", "benchmarks.generation_memory", way, str(tokens)]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    root = Path(__file__).resolve().parent.parent
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=limit, cwd=root, env=environment, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return about | {"outcome": "time limit"}
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        return about | {"outcome": "crash", "error": last[0][:300]}
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return measured("benchmarks.generation_memory", (way, str(tokens)), about, limit)
 
 
 def section(options: Options, say: Any = print) -> tuple[list[dict[str, Any]], list[Claim], list[Table], list[Path]]:

@@ -6,8 +6,6 @@ child that measures both in turn on one core; it prints one JSON object.
 
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from statistics import median
@@ -15,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.children import measured
 from benchmarks.claims import Claim
 from benchmarks.generation_models import CASES, WIDTH
 from benchmarks.harness import Options
@@ -74,19 +73,7 @@ def child() -> dict[str, Any]:
 def measure(limit: float = LIMIT) -> dict[str, Any]:
     """The child under a limit of seconds."""
     about = {"texts": TEXTS, "slots": SLOTS, "lengths": [SHORTEST, LONGEST]}
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    root = Path(__file__).resolve().parent.parent
-    command = [sys.executable, "-m", "benchmarks.generation_refill"]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=limit, cwd=root, env=environment, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return about | {"outcome": "time limit"}
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        return about | {"outcome": "crash", "error": last[0][:300]}
-    return about | json.loads(done.stdout.strip().splitlines()[-1])
+    return measured("benchmarks.generation_refill", (), about, limit)
 
 
 def section(options: Options, say: Any = print) -> tuple[list[dict[str, Any]], list[Claim], list[Table], list[Path]]:

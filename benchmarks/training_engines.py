@@ -8,7 +8,6 @@ one step of training: CPU seconds of generation with the reward and of the updat
 
 import dataclasses
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.children import answering
 from benchmarks.training_models import (
     BATCH,
     CLIP,
@@ -249,14 +249,7 @@ def resident_mb() -> float | None:
 
 def serve(name: str, folder: Path) -> None:
     """Load, compare, then step by step until there is no further line."""
-    channel = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what the engine prints goes to standard error
-
-    def say(**message: Any) -> None:
-        print(json.dumps(message), file=channel, flush=True)
-
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    say = answering()
     started = time.process_time()
     try:
         engine = {"pdopt": Pdopt, "trl": Trl}[name](folder)

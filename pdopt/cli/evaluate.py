@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 import typer
 
-from pdopt.cli.outcomes import FINISHED, Outcome, versions
+from pdopt.cli.outcomes import FINISHED, Outcome
 from pdopt.cli.train import evaluation_table
 from pdopt.errors import InvalidOption, require_range
 
@@ -52,11 +52,7 @@ class EvaluateOutcome(Outcome):
             "samples": self.samples,
             "run": self.run,
             "seconds": self.seconds,
-            "exit_code": self.code,
-            "message": self.message,
-            "error": self.error,
-            "warnings": self.warnings,
-            "versions": versions(self.packages),
+            **self.ending(),
         }
 
     def summary(self) -> str:

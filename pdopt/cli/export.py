@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pdopt.cli.outcomes import FINISHED, Outcome, versions
+from pdopt.cli.outcomes import FINISHED, Outcome
 from pdopt.errors import unknown_name
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -39,11 +39,7 @@ class ExportOutcome(Outcome):
             "files": self.files,
             "run": self.run,
             "seconds": self.seconds,
-            "exit_code": self.code,
-            "message": self.message,
-            "error": self.error,
-            "warnings": self.warnings,
-            "versions": versions(self.packages),
+            **self.ending(),
         }
 
     def summary(self) -> str:

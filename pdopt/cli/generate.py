@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar
 import typer
 
 from pdopt.cli.models import mesh_option
-from pdopt.cli.outcomes import FINISHED, Outcome, versions
+from pdopt.cli.outcomes import FINISHED, Outcome
 from pdopt.cli.prompts import read_prompts
 from pdopt.errors import InvalidOption, require_range, unknown_name
 
@@ -100,11 +100,7 @@ class GenerateOutcome(Outcome):
             "mesh": self.mesh,
             "temperature": self.temperature,
             "seed": self.seed,
-            "exit_code": self.code,
-            "message": self.message,
-            "error": self.error,
-            "warnings": self.warnings,
-            "versions": versions(self.packages),
+            **self.ending(),
         }
 
 

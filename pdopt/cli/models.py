@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 import typer
 
-from pdopt.cli.outcomes import FINISHED, Outcome, stoppable, versions
+from pdopt.cli.outcomes import FINISHED, Outcome, stoppable
 from pdopt.errors import InvalidOption, unknown_name
 from pdopt.runtime.progress import render_table
 
@@ -71,11 +71,7 @@ class InspectOutcome(Outcome):
             "stored": self.stored,
             "cache_bytes_per_token": self.cache_bytes_per_token,
             "device": self.device,
-            "exit_code": self.code,
-            "message": self.message,
-            "error": self.error,
-            "warnings": self.warnings,
-            "versions": versions(self.packages),
+            **self.ending(),
         }
 
     def summary(self) -> str:

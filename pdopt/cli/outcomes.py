@@ -122,12 +122,14 @@ class Outcome:
 
     def record(self) -> dict[str, Any]:
         """Every field of the JSON object, in its order."""
+        return {"status": self.status, "seconds": self.seconds, **self.ending()}
+
+    def ending(self) -> dict[str, Any]:
+        """The fields that close the object of every command."""
         return {
-            "status": self.status,
             "exit_code": self.code,
             "message": self.message,
             "error": self.error,
-            "seconds": self.seconds,
             "warnings": self.warnings,
             "versions": versions(self.packages),
         }

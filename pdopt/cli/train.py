@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar
 
 import typer
 
-from pdopt.cli.outcomes import FINISHED, Outcome, versions
+from pdopt.cli.outcomes import FINISHED, Outcome
 from pdopt.errors import InvalidOption
 from pdopt.runtime.progress import render_table
 
@@ -69,11 +69,7 @@ class TrainOutcome(Outcome):
             "recipe": self.recipe,
             "resolved": self.resolved,
             "seconds": self.seconds,
-            "exit_code": self.code,
-            "message": self.message,
-            "error": self.error,
-            "warnings": self.warnings,
-            "versions": versions(self.packages),
+            **self.ending(),
         }
 
     def summary(self) -> str:

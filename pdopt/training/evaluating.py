@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from pdopt.models.decoder import Decoder
-from pdopt.models.decoding import Packed, pack
 from pdopt.training.constraint_kinds import KINDS
 from pdopt.training.data import Position, next_batch
 from pdopt.training.evaluation import Interval, bootstrap, judge, pass_at_k, row_means
@@ -19,7 +18,7 @@ from pdopt.training.feed import open_stream, own_rows, prompt_arrays
 from pdopt.training.preparation import Prepared
 from pdopt.training.recipe import ConstraintConfig, EvaluationConfig
 from pdopt.training.rewards import text_of
-from pdopt.training.rollout import generate
+from pdopt.training.rollout import generate, packed_weights
 from pdopt.training.scoring import Sampled, Scores
 
 
@@ -38,12 +37,6 @@ class Evaluation(NamedTuple):
     samples: list[dict[str, Any]]
     prompts: int
     completions: int
-
-
-@jax.jit
-def packed(model: Decoder) -> Packed:
-    """The weights as decoding reads them, made once for all batches; training and evaluation share one sampler."""
-    return pack(model)
 
 
 def evaluate_policy(
@@ -67,7 +60,7 @@ def evaluate_policy(
     stream = open_stream(recipe.data, source, prepared.policy.tokenizer, batch_size, shuffle=False)
     sampling = prepared.sampling.replace(temperature=jax.numpy.float32(settings.temperature))
     key = jax.random.fold_in(jax.random.key(recipe.training.seed), 2)
-    ready, position, tables = packed(model), Position(), []
+    ready, position, tables = packed_weights(model), Position(), []
     for start in range(0, wanted, batch_size):
         batch, position = next_batch(stream, position)
         asked = prompt_arrays(batch, settings.samples, prepared.policy.pad, prepared.mesh)

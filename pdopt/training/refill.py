@@ -21,8 +21,8 @@ from jax import lax
 
 from pdopt.errors import require_range
 from pdopt.models.decoder import Decoder
-from pdopt.models.decoding import Cache, Packed, extend, pack, read
-from pdopt.training.rollout import Rollout, checked, ends, no_recent, shifted
+from pdopt.models.decoding import Cache, Packed, extend, read
+from pdopt.training.rollout import Rollout, checked, ends, no_recent, packed_weights, shifted
 from pdopt.training.sampling import Sampling, draw
 from pdopt.training.stops import StopText, text_end
 
@@ -89,7 +89,7 @@ def refill(
     texts = _Texts.empty(len(prompts), sampling.max_new, pad)
     slots = min(slots, len(prompts))
     many = max(1, min(4, slots // 4), slots // 16) if share is None else max(1, round(share * slots))
-    packed = model if isinstance(model, Packed) else _pack(model)
+    packed = packed_weights(model)
     state = _no_slots(packed, slots, prompts.shape[1], sampling)
     holds, waiting, steps = np.full(slots, -1), 0, 0
     while True:
@@ -160,9 +160,6 @@ class _Texts(NamedTuple):
         mask = np.arange(self.tokens.shape[1]) < self.sizes[:, None]
         whole = Rollout(self.tokens, self.log_probs, self.sampler_log_probs, mask, self.finished, np.int32(steps))
         return jax.tree.map(jnp.asarray, whole)
-
-
-_pack = jax.jit(pack)
 
 
 def _no_slots(packed: Packed, slots: int, width: int, sampling: Sampling) -> _Slots:

@@ -129,8 +129,16 @@ def _generate(
 
 
 def packed_once(model: Decoder | Packed) -> Packed:
-    """The weights as decoding reads them, whether they are packed already or not."""
+    """The weights as decoding reads them, whether they are packed already or not; for use inside a program."""
     return model if isinstance(model, Packed) else pack(model)
+
+
+_pack = jax.jit(pack)
+
+
+def packed_weights(model: Decoder | Packed) -> Packed:
+    """The same as a program of its own, for whoever calls several: weights are packed once for all of them."""
+    return model if isinstance(model, Packed) else _pack(model)
 
 
 class _Draws(NamedTuple):

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 
 from pdopt.errors import require_range
 from pdopt.models.decoder import Decoder
-from pdopt.models.decoding import Packed, pack, read
+from pdopt.models.decoding import Packed, read
 from pdopt.training.prompts import bucket_of
-from pdopt.training.rollout import Rollout, _decode, _drawn, _Draws, _empty, _State, checked
+from pdopt.training.rollout import Rollout, _decode, _drawn, _Draws, _empty, _State, checked, packed_weights
 from pdopt.training.sampling import Sampling
 
 EVERY = 16
@@ -44,7 +44,7 @@ def stream(
     require_range("every", every, 1)
     prompts, valid, rows, limits = checked(prompts, valid, rows, None, sampling)
     width, limit = prompts.shape[1], sampling.max_new
-    packed, draws = _packed(model), _Draws(key, sampling, rows, limits, pad)
+    packed, draws = packed_weights(model), _Draws(key, sampling, rows, limits, pad)
     state = _first(packed, prompts, valid, bucket_of(width + limit), draws)
     lengths = jnp.sum(valid, axis=1)
     for stage in [*range(every, limit, every), limit]:
@@ -54,11 +54,6 @@ def stream(
         yield jax.device_get(found)
         if bool(jnp.all(state.done)):
             return
-
-
-@jax.jit
-def _packed(model: Decoder) -> Packed:
-    return pack(model)
 
 
 @partial(jax.jit, static_argnames=("length",))

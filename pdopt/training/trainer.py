@@ -19,13 +19,13 @@ import numpy as np
 from pdopt.errors import CheckpointError
 from pdopt.runtime.interrupts import StopFlag, stop_flag
 from pdopt.training.data import Position, next_batch, position_record, resume_position
-from pdopt.training.evaluating import Evaluation, evaluate_policy, packed
+from pdopt.training.evaluating import Evaluation, evaluate_policy
 from pdopt.training.feed import completion_columns, on_devices, own_rows, prompt_arrays, taught_arrays
 from pdopt.training.optimiser import init_moments, supervised_settings
 from pdopt.training.preparation import Prepared, prepare, reference_of, start
 from pdopt.training.recipe import Recipe
 from pdopt.training.reporters import Reporter, open_reporters, several
-from pdopt.training.rollout import generate
+from pdopt.training.rollout import generate, packed_weights
 from pdopt.training.saving import TOKENIZER, RunFolder, require_new, write_recipe
 from pdopt.training.scoring import Sampled, Scorer, Scores
 from pdopt.training.settings import as_table
@@ -214,8 +214,8 @@ class _Run:
         batch, self.position = next_batch(prepared.stream, self.position)
         asked = prompt_arrays(batch, training.group, prepared.policy.pad, prepared.mesh)
         rolled = generate(
-            packed(policy(self.fixed, self.state.trainable)), asked.once, asked.once_valid, step_key(self.state),
-            prepared.sampling, asked.numbers, prepared.policy.pad, group=training.group,
+            packed_weights(policy(self.fixed, self.state.trainable)), asked.once, asked.once_valid,
+            step_key(self.state), prepared.sampling, asked.numbers, prepared.policy.pad, group=training.group,
         )  # fmt: skip
         self._collect()  # the devices are sampling meanwhile
         columns = completion_columns(int(rolled.steps), recipe.sampling.max_new)

@@ -9,6 +9,7 @@ import pytest
 
 from pdopt.errors import InvalidOption
 from pdopt.training import refill as module
+from pdopt.training import rollout
 from pdopt.training.refill import refill
 from pdopt.training.rollout import generate
 from pdopt.training.sampling import Sampling
@@ -67,9 +68,9 @@ def test_it_takes_fewer_steps_and_compiles_once(case):
     found = through(case)
     lengths = np.asarray(case[4].mask.sum(axis=1))
     assert int(found.steps) < sum(lengths[start : start + 4].max() for start in range(0, ROWS, 4))
-    sizes = module._chunk._cache_size(), module._admit._cache_size(), module._pack._cache_size()
+    sizes = module._chunk._cache_size(), module._admit._cache_size(), rollout._pack._cache_size()
     through((case[0], case[1][::-1], case[2][::-1], case[3], None))
-    assert sizes == (module._chunk._cache_size(), module._admit._cache_size(), module._pack._cache_size())
+    assert sizes == (module._chunk._cache_size(), module._admit._cache_size(), rollout._pack._cache_size())
 
 
 def test_stop_strings_cut_the_same_texts_in_both_paths(case):
