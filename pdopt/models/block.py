@@ -6,6 +6,7 @@ What stands between the two, attention, belongs to the caller: a block of tokens
 A layer is a nested dictionary of arrays, named as in `config.shapes`.
 """
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,6 +18,11 @@ from pdopt.models.attention import attend, in_window, rotate, rotations
 from pdopt.models.config import DecoderConfig
 from pdopt.models.lora import Low
 from pdopt.models.routed import mix
+
+# Rows up to which a product with `Outward` weights has the weights as its left side, which is streamed while the right
+# one is rearranged; measured on one core: 8 rows 30.6 against 27.4 GFLOP/s, 16 rows 53.7 against 47.6, 32 rows 61.5
+# against 64.6.
+FEW_ROWS = 16
 
 
 def norm(x: Any, weight: Any, epsilon: float, offset: bool = False) -> Any:
@@ -50,14 +56,56 @@ def turns(config: DecoderConfig, positions: Any) -> Turns:
     return Turns(rotations(config.rope, config.head_dim, positions), local)
 
 
+class Outward(NamedTuple):
+    """A weight as `(out, in)`: the weights of one output are contiguous, and products with few rows read them faster.
+
+    The four products of a layer of width 576, float32, weights out of the cache, one core with AVX-512 (XLA of jaxlib
+    0.10), 16 rows: 53.7 GFLOP/s this way, 44.9 as `(in, out)`; 32 rows 64.6 and 57.4; a single row is read as fast
+    either way. The head of a tied decoder is its embedding as it stands.
+    """
+
+    matrix: Any
+
+    def after(self, x: Any, out: Any = None) -> Any:
+        """`x W' (..., out)` for x `(..., in)`, in the dtype `out` or that of x.
+
+        Example:
+            >>> print(Outward(jnp.ones((3, 2))).after(jnp.ones((1, 2))))
+            [[2. 2. 2.]]
+        """
+        flat, matrix = x.reshape(-1, x.shape[-1]), self.matrix.astype(x.dtype)
+        product = partial(lax.dot_general, dimension_numbers=(((1,), (1,)), ((), ())), preferred_element_type=out)
+        if len(flat) > FEW_ROWS:
+            made = product(flat, matrix)
+        else:
+            # Behind the barrier, or the compiler turns the product round again.
+            made = lax.optimization_barrier(product(matrix, flat)).T
+        return made.reshape(*x.shape[:-1], -1)
+
+
+def outward(matrix: Any, inputs: int = 1) -> Outward:
+    """The weight `(*in, *out)`, whose first `inputs` axes are inputs, kept as `(out, in)`.
+
+    Behind a barrier: without it the compiler undoes the transposition and makes it again in every product.
+    """
+    flat = matrix.reshape(math.prod(matrix.shape[:inputs]), -1)
+    return Outward(lax.optimization_barrier(flat.T))
+
+
 def linear(part: Any, name: str, x: Any, axes: int = 1) -> Any:
     """`x W + b + (x A) B`, the last `axes` axes of x with the first of W; the bias and the adapter where there are any.
+
+    W is an array, or `Outward`, which keeps it the other way round.
 
     Example:
         >>> print(linear({"up": jnp.ones((2, 3)), "up_bias": jnp.ones(3)}, "up", jnp.ones((1, 2))))
         [[3. 3. 3.]]
     """
-    out = jnp.tensordot(x, part[name].astype(x.dtype), axes)
+    weight = part[name]
+    if isinstance(weight, Outward):
+        out = weight.after(x.reshape(*x.shape[: x.ndim - axes], -1))
+    else:
+        out = jnp.tensordot(x, weight.astype(x.dtype), axes)
     bias, low = part.get(f"{name}_bias"), part.get(f"{name}_low")
     if low is not None:
         out = out + jnp.tensordot(jnp.tensordot(x, low.a.astype(x.dtype), axes), low.b.astype(x.dtype), 1)

@@ -17,7 +17,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from pdopt.errors import InvalidOption, require_shape
-from pdopt.models.block import normed, packed, project, residual_and_tally, turns
+from pdopt.models.block import Outward, normed, packed, project, residual_and_tally, turns
 from pdopt.models.config import DecoderConfig
 from pdopt.models.kernels import block_attention, choose, needs_front
 from pdopt.models.log_probs import CHUNK, TokenScores, token_log_probs
@@ -95,7 +95,7 @@ class Decoder:
         return self._run(tokens, positions, valid)
 
     def _run(self, tokens: Any, positions: Any, valid: Any) -> tuple[Any, Any]:
-        kernel = choose(self.config, self.execution.kernel, compute_dtype(self))
+        kernel = choose(self.config, self.execution.kernel, compute_dtype(self.params["embed"], self.execution))
         front = needs_front(self.config, kernel) and valid is not None
         positions, valid = _placed(tokens, positions, valid)
         params = {**self.params, "layers": self.stack()}
@@ -130,8 +130,11 @@ class Decoder:
 
 
 def logits(config: DecoderConfig, execution: Execution, matrix: Any, hidden: Any) -> Any:
-    """`hidden @ matrix` in float32, capped where the configuration says so."""
-    made = jnp.matmul(hidden, matrix.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    """`hidden @ matrix` in float32, capped where the configuration says so; `matrix` may be `Outward`."""
+    if isinstance(matrix, Outward):
+        made = matrix.after(hidden, jnp.float32)
+    else:
+        made = jnp.matmul(hidden, matrix.astype(hidden.dtype), preferred_element_type=jnp.float32)
     made = constrain(made, execution.mesh, "batch", *(None,) * (hidden.ndim - 2), "vocab")
     return made if config.logit_cap is None else config.logit_cap * jnp.tanh(made / config.logit_cap)
 
@@ -216,7 +219,8 @@ def packed_layers(model: Decoder) -> tuple[Any, ...]:
     `fsdp`, or every token would gather them again. Adapters are added to weights that are kept
     and used in float32; in half precision the sum would round most of an adapter away, so there they stay apart.
     """
-    layers = model.stack(min(jnp.dtype(d).itemsize for d in (model.params["embed"].dtype, compute_dtype(model))) >= 4)
+    embed = model.params["embed"]
+    layers = model.stack(min(embed.dtype.itemsize, compute_dtype(embed, model.execution).itemsize) >= 4)
     mesh = model.execution.mesh
     apart = [whole_layer(slice_layer(layers, number), mesh, model.config) for number in range(model.config.depth)]
     # Side by side, parts of `tensor` would no longer be heads or hidden units of one kind: they stay apart.
@@ -224,10 +228,9 @@ def packed_layers(model: Decoder) -> tuple[Any, ...]:
     return tuple(apart if split else [packed(model.config, layer) for layer in apart])
 
 
-def compute_dtype(model: Decoder) -> Any:
-    """The dtype of products and activations."""
-    compute = model.execution.compute
-    return jnp.dtype(model.params["embed"].dtype if compute is None else compute)
+def compute_dtype(embed: Any, execution: Execution) -> Any:
+    """The dtype of products and activations; `embed` stands for the parameters."""
+    return jnp.dtype(embed.dtype if execution.compute is None else execution.compute)
 
 
 def slice_layer(layers: Any, number: int) -> Any:
@@ -237,7 +240,7 @@ def slice_layer(layers: Any, number: int) -> Any:
 
 def enter(config: DecoderConfig, execution: Execution, embed: Any, tokens: Any, positions: Any) -> Any:
     """What the first layer reads: embedded tokens, the rotations of their positions, and the attention kernel."""
-    dtype = embed.dtype if execution.compute is None else jnp.dtype(execution.compute)
+    dtype = compute_dtype(embed, execution)
     kernel = choose(config, execution.kernel, dtype)
     h = lookup(embed, tokens, dtype, execution.mesh)
     h = h * jnp.asarray(config.width**0.5, dtype) if config.embed_scaled else h

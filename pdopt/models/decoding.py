@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pdopt.models.attention import causal_mask
-from pdopt.models.block import look, normed, project, residual, where_local
+from pdopt.models.block import Outward, look, normed, outward, project, residual, where_local
 from pdopt.models.config import DecoderConfig
 from pdopt.models.decoder import Decoder, Execution, compute_dtype, enter, logits, packed_layers
 from pdopt.models.sharding import RESIDUAL, constrain, split_heads
@@ -22,6 +22,8 @@ from pdopt.types import record
 
 # Added to the score of a column that is not seen: finite, so that a row which sees none stays finite.
 UNSEEN = -1e30
+# Dense matrices of a packed layer -> how many of their axes are inputs.
+_MATRICES = {"attention": {"qkv": 1, "o": 2}, "mlp": {"gate_up": 1, "down": 1}}
 
 
 @record(static=("config", "execution"))
@@ -30,8 +32,10 @@ class Packed:
 
     Attributes:
         embed: `(vocabulary, width)`; norm: `(width,)`, the last one.
-        layers: one dictionary a layer, with `qkv` and `gate_up` side by side.
-        head: `(width, vocabulary)`; laid out that way for a tied model too.
+        layers: one dictionary a layer, with `qkv` and `gate_up` side by side, every dense matrix `Outward`, that is
+            `(out, in)`; on a mesh the matrices keep the axes of the parameters.
+        head: `Outward`, `(vocabulary, width)`, the array `embed` itself for a tied model; on a mesh an untied one is
+            `(width, vocabulary)`.
         config, execution: the decoder's.
     """
 
@@ -41,6 +45,11 @@ class Packed:
     head: Any
     config: DecoderConfig
     execution: Execution
+
+    @property
+    def dtype(self) -> Any:
+        """Of products, activations and the cache."""
+        return compute_dtype(self.embed, self.execution)
 
     def logits(self, hidden: Any) -> Any:
         """Logits of the next token, float32."""
@@ -67,18 +76,20 @@ def pack(model: Decoder) -> Packed:
         >>> from pdopt.models.decoder import initialise
         >>> config = DecoderConfig(vocabulary=32, width=8, depth=1, heads=2, kv_heads=1, head_dim=4, hidden=16)
         >>> packed = pack(Decoder(initialise(config, jax.random.key(0)), config))
-        >>> packed.layers[0]["attention"]["qkv"].shape, packed.head.shape
-        ((8, 16), (8, 32))
+        >>> packed.layers[0]["attention"]["qkv"].matrix.shape, packed.head.matrix.shape
+        ((16, 8), (32, 8))
     """
-    config, mesh, dtype = model.config, model.execution.mesh, compute_dtype(model)
+    config, mesh, dtype = model.config, model.execution.mesh, compute_dtype(model.params["embed"], model.execution)
     embed = model.params["embed"]
     if config.tied:
-        # Without the barrier the compiler undoes this transposition and makes it again inside every product.
         embed = constrain(embed.astype(dtype), mesh, "vocab", None)
-        matrix = lax.optimization_barrier(embed.T)
+        matrix = Outward(embed)
     else:
         matrix = constrain(model.params["head"].astype(dtype), mesh, None, "vocab")
+        matrix = outward(matrix) if mesh is None else matrix
     layers = tuple(_cast(layer, dtype) for layer in packed_layers(model))
+    # On a mesh the weights keep the axes by which they are split.
+    layers = tuple(map(_turned, layers)) if mesh is None else layers
     return Packed(embed, model.params["norm"], layers, matrix, config, model.execution)
 
 
@@ -86,6 +97,16 @@ def _cast(layer: Any, dtype: Any) -> Any:
     """Matrices in the type of the products, once; norms and biases keep theirs."""
     cast = lambda leaf: leaf.astype(dtype) if leaf.ndim > 1 else leaf
     return {name: jax.tree.map(cast, part) if name in ("attention", "mlp") else part for name, part in layer.items()}
+
+
+def _turned(layer: Any) -> Any:
+    """The layer with every dense matrix `Outward`; adapters, biases, norms and experts as they are."""
+    made = dict(layer)
+    for folder, inputs in _MATRICES.items():
+        if folder in layer:
+            turned = {name: outward(layer[folder][name], count) for name, count in inputs.items()}
+            made[folder] = {**layer[folder], **turned}
+    return made
 
 
 def read(packed: Packed, tokens: Any, valid: Any, length: int) -> tuple[Any, Cache]:

@@ -165,7 +165,7 @@ class _Texts(NamedTuple):
 def _no_slots(packed: Packed, slots: int, width: int, sampling: Sampling) -> _Slots:
     """Empty slots around a ring that holds a prompt and every token of its text but the last, which is never read."""
     config, length = packed.config, width + sampling.max_new - 1
-    dtype = packed.layers[0]["attention"]["o"].dtype
+    dtype = packed.dtype
     keys = tuple(jnp.zeros((slots, config.kv_heads, config.head_dim, length), dtype) for _ in packed.layers)
     values = tuple(jnp.zeros((slots, config.kv_heads, length, config.head_dim), dtype) for _ in packed.layers)
     cache = Cache(keys, values, jnp.zeros((slots, length), bool))
