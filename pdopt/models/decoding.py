@@ -40,8 +40,8 @@ class Packed:
         embed: `(vocabulary, width)`; norm: `(width,)`, the last one.
         layers: one dictionary a layer, with `qkv` and `gate_up` side by side, every dense matrix `Outward`, that is
             `(out, in)`; on a mesh the matrices keep the axes of the parameters.
-        head: `Outward`, `(vocabulary, width)`, the array `embed` itself for a tied model; on a mesh an untied one is
-            `(width, vocabulary)`.
+        head: None for a tied model, which reads `embed`; else `Outward`, `(vocabulary, width)`, and on a mesh an
+            array `(width, vocabulary)`.
         config, execution: the decoder's.
     """
 
@@ -59,7 +59,8 @@ class Packed:
 
     def logits(self, hidden: Any) -> Any:
         """Logits of the next token, float32."""
-        return logits(self.config, self.execution, self.head, hidden)
+        head = Outward(self.embed) if self.head is None else self.head
+        return logits(self.config, self.execution, head, hidden)
 
 
 class Cache(NamedTuple):
@@ -83,21 +84,21 @@ def pack(model: Decoder) -> Packed:
         >>> from pdopt.models.decoder import initialise
         >>> config = DecoderConfig(vocabulary=32, width=8, depth=1, heads=2, kv_heads=1, head_dim=4, hidden=16)
         >>> packed = pack(Decoder(initialise(config, jax.random.key(0)), config))
-        >>> packed.layers[0]["attention"]["qkv"].matrix.shape, packed.head.matrix.shape
-        ((16, 8), (32, 8))
+        >>> packed.layers[0]["attention"]["qkv"].matrix.shape, packed.head is None
+        ((16, 8), True)
     """
     config, mesh, dtype = model.config, model.execution.mesh, compute_dtype(model.params["embed"], model.execution)
     embed = model.params["embed"]
     if config.tied:
         embed = constrain(embed.astype(dtype), mesh, "vocab", None)
-        matrix = Outward(embed)
+        head = None
     else:
-        matrix = constrain(model.params["head"].astype(dtype), mesh, None, "vocab")
-        matrix = outward(matrix) if mesh is None else matrix
+        head = constrain(model.params["head"].astype(dtype), mesh, None, "vocab")
+        head = outward(head) if mesh is None else head
     layers = tuple(_cast(layer, dtype) for layer in packed_layers(model))
     # On a mesh the weights keep the axes by which they are split.
     layers = tuple(map(_turned, layers)) if mesh is None else layers
-    return Packed(embed, model.params["norm"], layers, matrix, config, model.execution)
+    return Packed(embed, model.params["norm"], layers, head, config, model.execution)
 
 
 def _cast(layer: Any, dtype: Any) -> Any:
