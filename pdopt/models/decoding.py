@@ -9,8 +9,7 @@ and never transposed or cast. A tied head is the embedding itself.
 
 The limit, measured on one core of a loaded machine, float32, width 576: one row reads the weights at 15 GB/s, which is
 all that the core gets. At 16 rows the products run at 54 GFLOP/s, and at 108 when their weights are in the cache: half
-of a product is still waiting for weights, since rows of 576 numbers are too short for the core to read far ahead (rows
-of 1536 numbers: 77). At 64 rows they run at 94.
+of a product is waiting for weights (rows of 1536 numbers: 77 GFLOP/s, so the length of a row seems to be the cause).
 """
 
 from typing import Any, NamedTuple
