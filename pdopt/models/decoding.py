@@ -39,7 +39,7 @@ class Packed:
         embed: `(vocabulary, width)`; norm: `(width,)`, the last one.
         layers: one dictionary a layer, with `qkv` and `gate_up` side by side, every dense matrix `Outward`, that is
             `(out, in)`; on a mesh the matrices keep the axes of the parameters.
-        head: None for a tied model, which reads `embed`; else `Outward`, `(vocabulary, width)`, and on a mesh an
+        head: None for a tied model, which reads `embed`; else `Outward`, `(vocabulary, width)`; on a mesh always an
             array `(width, vocabulary)`.
         config, execution: the decoder's.
     """
@@ -90,7 +90,8 @@ def pack(model: Decoder) -> Packed:
     embed = model.params["embed"]
     if config.tied:
         embed = constrain(embed.astype(dtype), mesh, "vocab", None)
-        head = None
+        # On a mesh a head of its own, split by words: turned inside the loop, its product would gather them again.
+        head = None if mesh is None else lax.optimization_barrier(embed.T)
     else:
         head = constrain(model.params["head"].astype(dtype), mesh, None, "vocab")
         head = outward(head) if mesh is None else head
