@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from pdopt.errors import InvalidOption
 from pdopt.models import lora
-from pdopt.models.config import DecoderConfig
+from pdopt.models.config import DecoderConfig, Rope
 from pdopt.models.decoder import Decoder, Execution, initialise
 from pdopt.models.sharding import make_mesh, parameter_sharding, tree_shardings
 from pdopt.models.sources import open_model
@@ -142,7 +142,7 @@ def _new_policy(recipe: Recipe, tokenizer: Any, execution: Execution, mesh: Any)
     config = DecoderConfig(
         vocabulary=-(-len(tokenizer) // 8) * 8, width=sizes.width, depth=sizes.depth, heads=sizes.heads,
         kv_heads=sizes.kv_heads, head_dim=sizes.head_dim, hidden=sizes.hidden, positions=sizes.positions,
-        tied=sizes.tied, family=sizes.family, qkv_bias=sizes.family == "qwen2", qk_norm=sizes.family == "qwen3",
+        tied=sizes.tied, rope=Rope(sizes.rope), family=sizes.family, qkv_bias=sizes.family == "qwen2", qk_norm=sizes.family == "qwen3",
         eos=(special.eos,), pad=special.pad,
     )  # fmt: skip
     key = jax.random.key(recipe.training.seed)

@@ -137,7 +137,8 @@ class Constraints:
 
     Attributes:
         given: the constraints, names apart.
-        step: dual step, a number or one for each row (see `planned_step`).
+        step: dual step, a number or one for each row (see `planned_step`); 0 keeps a multiplier where it starts, and
+            needs a signal.
         signal: None for `Extrapolated(5 / step, start="zero")`, else a signal or an `Offer`; its settings may be
             arrays, one entry a row.
         move: a key of `MOVES`.
@@ -172,7 +173,7 @@ class Constraints:
             raise InvalidOption(f"constraints are named {names}; expected names that differ")
         if self.move not in MOVES:
             raise unknown_name("move", self.move, MOVES)
-        require_sign("step", self.step, positive=True)
+        require_sign("step", self.step, positive=self.signal is None)
         require_sign("delay", self.delay)
         if concrete(self.idle):
             require_range("idle", self.idle, 0.0, 1.0)

@@ -74,7 +74,7 @@ def prepare(
         PdoptError: whatever does not exist, cannot be read, or does not fit; the key or the file is named.
     """
     mesh = make_run_mesh(recipe)
-    sources = open_sources(recipe.data)
+    sources = open_sources(recipe.data, recipe.evaluation.others)
     kept = folder / TOKENIZER if folder is not None else None
     tokenizer = load_tokenizer(kept) if kept is not None and kept.is_dir() else None
     policy = open_policy(recipe, sources.train, mesh, tokenizer)

@@ -25,6 +25,7 @@ PUBLISHED = {"dr_grpo": "centred", "rloo": "leave_one_out", "reinforce++": "batc
 KINDS = ("mean", "rate", "at_least", "equality", "kl", "length")
 SIGNALS = ("extrapolated", "plain", "averaged", "pid", "positional")
 MOVES = ("projection", "entropic", "logarithmic")
+SCHEDULES = ("constant", "linear", "cosine", "stable")
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
@@ -43,6 +44,7 @@ class ModelConfig:
     hidden: int = option(384, 1)
     positions: int = option(2048, 1)
     tied: bool = option(True)
+    rope: float = option(10_000.0, 0.0, open_low=True)  # base of the rotary positions of a new model
     dtype: str = option("float32", choices=("float32", "bfloat16"))  # of the parameters that are trained
     compute: str = option("auto", choices=("auto", "float32", "bfloat16"))  # auto: float32 on a CPU, else bfloat16
     kernel: str = option("auto", choices=("auto", "xla", "cudnn"), may_differ=True)
@@ -163,10 +165,11 @@ class OptimiserConfig:
     """AdamW (Loshchilov, Hutter 2019) with a gradient clip and a schedule."""
 
     learning_rate: float | None = option(None, 0.0, open_low=True)  # none: 1e-6, or 1e-5 for adapters
-    schedule: str = option("constant", choices=("constant", "linear", "cosine"))
+    schedule: str = option("constant", choices=SCHEDULES)
     warm_up: int = option(0, 0)  # steps from 0 to the learning rate
     decay_steps: int | None = option(None, 1)  # where the schedule reaches its end; none: all optimiser steps
     final: float = option(0.0, 0.0, 1.0)  # share of the learning rate at the end
+    fall: float = option(0.25, 0.0, 1.0, open_low=True)  # of "stable": the share of the steps in which it falls
     beta1: float = option(0.9, 0.0, 0.9999)
     beta2: float = option(0.999, 0.0, 0.999999)
     epsilon: float = option(1e-8, 0.0, open_low=True)
@@ -194,6 +197,15 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class OtherDataConfig:
+    """Prompts of another kind, judged beside the held-out ones and never trained on."""
+
+    name: str
+    source: str = option("")  # as in data; "" is data.source
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # of a task, laid over data.settings
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
     """Evaluation on held-out prompts."""
 
@@ -202,6 +214,7 @@ class EvaluationConfig:
     k: tuple[int, ...] = option((1, 8), 1, may_differ=True)  # of pass@k
     temperature: float = option(1.0, 0.0, may_differ=True)
     correct: float = option(1.0, may_differ=True)  # a completion is correct when its first reward reaches this
+    others: tuple[OtherDataConfig, ...] = option((), may_differ=True)  # prompts that are judged beside the held-out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,6 +238,15 @@ class TrainingConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ComparisonConfig:
+    """One run that `pdopt compare` sets beside the others: the recipe, changed (`pdopt.training.variants`)."""
+
+    name: str
+    weight: float | None = option(None, 0.0)  # every multiplier stays here: 0 measures the constraints and holds none
+    changes: tuple[str, ...] = option(())  # section.key=value, as after --set
+
+
+@dataclasses.dataclass(frozen=True)
 class Recipe:
     """One run. Sections that a file leaves out have their defaults.
 
@@ -244,6 +266,7 @@ class Recipe:
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     training: TrainingConfig = TrainingConfig()
+    comparison: tuple[ComparisonConfig, ...] = option((), may_differ=True)
 
     def as_toml(self) -> str:
         """The text of a file that `read_recipe` reads back as this recipe."""
@@ -274,8 +297,14 @@ def read_recipe(source: str | Path, changes: Sequence[str] = ()) -> Recipe:
         >>> read_recipe("arithmetic", ["training.steps=7"]).training.steps
         7
     """
+    tables, loose = recipe_tables(source, changes)
+    return make_recipe(tables, loose=loose)
+
+
+def recipe_tables(source: str | Path, changes: Sequence[str] = ()) -> tuple[dict[str, Any], bool]:
+    """The changed sections of a shipped name or a file, nothing filled in; and whether numbers may be text in them."""
     tables, loose = read_tables(find_recipe(source))
-    return make_recipe(override(tables, changes), loose=loose)
+    return override(tables, changes), loose
 
 
 def find_recipe(source: str | Path) -> Path:
@@ -357,7 +386,8 @@ def flat(recipe: Recipe) -> dict[str, tuple[Any, bool]]:
     for section in dataclasses.fields(recipe):
         part = getattr(recipe, section.name)
         if isinstance(part, tuple):
-            found |= {f"{section.name}.{item.name}": (as_table(item), False) for item in part}
+            may_differ = bool(section.metadata.get("may_differ"))
+            found |= {f"{section.name}.{item.name}": (as_table(item), may_differ) for item in part}
             continue
         table = as_table(part)
         for field in dataclasses.fields(part):

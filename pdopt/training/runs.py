@@ -8,19 +8,21 @@ from pdopt.models.checkpoints import export
 from pdopt.models.decoder import Decoder
 from pdopt.models.lora import export_adapters, merge
 from pdopt.runtime.checkpoints import Checkpoints
+from pdopt.training.assembly import needs_reference
 from pdopt.training.preparation import Prepared, prepare, start
 from pdopt.training.recipe import Recipe
-from pdopt.training.saving import BEST, STATE, saved_recipe
-from pdopt.training.state import TrainState, policy
+from pdopt.training.saving import BEST, REFERENCE, STATE, saved_recipe
+from pdopt.training.state import Fixed, TrainState, policy
 
 
 class OpenedRun(NamedTuple):
-    """A run's policy at one of its saved steps."""
+    """A run's policy at one of its saved steps, and the policy that its KL is measured against, if any."""
 
     prepared: Prepared
     model: Decoder
     state: TrainState
     step: int
+    reference: Decoder | None = None
 
 
 def open_run(folder: str | Path, *, best: bool = False, changes: Any = (), **given: Any) -> OpenedRun:
@@ -45,7 +47,20 @@ def open_run(folder: str | Path, *, best: bool = False, changes: Any = (), **giv
     fixed, template = start(prepared)
     with Checkpoints(place, identity=prepared.identity, keep=recipe.checkpoint.keep) as checkpoints:
         found = checkpoints.restore(template)
-    return OpenedRun(prepared, policy(fixed, found.state.trainable), found.state, found.step)
+    model = policy(fixed, found.state.trainable)
+    return OpenedRun(prepared, model, found.state, found.step, _reference(prepared, Path(folder), fixed, template))
+
+
+def _reference(prepared: Prepared, folder: Path, fixed: Fixed, template: TrainState) -> Decoder | None:
+    """What the run's KL is measured against; None where nothing asks, or where no policy step was taken yet."""
+    if not needs_reference(prepared.recipe):
+        return None
+    if prepared.recipe.lora.rank:
+        return fixed.model
+    if not (folder / REFERENCE).is_dir():
+        return None
+    with Checkpoints(folder / REFERENCE, identity=prepared.identity, keep=1) as kept:
+        return None if kept.latest() is None else policy(fixed, kept.restore(template.trainable).state)
 
 
 def export_run(opened: OpenedRun, folder: str | Path, *, dtype: Any = None, adapters: bool = False) -> None:

@@ -45,7 +45,7 @@ class Trained(NamedTuple):
         evaluation: the last one, None if there was none.
         folder: of the run.
         signal: number of the signal that stopped it.
-        seconds: wall seconds of this call.
+        seconds: wall seconds of this call; total_seconds: of the run, earlier calls included.
     """
 
     status: Status
@@ -56,6 +56,7 @@ class Trained(NamedTuple):
     folder: Path
     signal: int | None
     seconds: float
+    total_seconds: float
 
 
 def train(
@@ -65,6 +66,7 @@ def train(
     resume: bool = False,
     functions: Mapping[str, Callable[..., Any]] | None = None,
     scorer: Scorer | None = None,
+    taught: Any = None,
 ) -> Trained:
     """Run a recipe to its end, or go on with a run.
 
@@ -74,6 +76,8 @@ def train(
         resume: go on from the newest whole checkpoint in `training.folder`; from the start, if it holds none.
         functions: score functions by name, beside the shipped ones.
         scorer: what scores completions, in place of the recipe's functions.
+        taught: what the supervised steps have made already, as `TrainState.trainable` of a run of the same model, data
+            and seed: they are not taken again. The run has the bits of one that takes them.
 
     Raises:
         InvalidOption: what a recipe names does not exist or does not fit; the folder holds another run.
@@ -90,7 +94,7 @@ def train(
             write_recipe(folder, recipe)
             prepared.policy.tokenizer.save_pretrained(folder / TOKENIZER)
         run = _Run(prepared, files, flag)
-        run.open(resume)
+        run.open(resume, taught)
         if jax.process_index() == 0:
             run.reporter = _reporter(recipe, run, resume) if reporters is None else several(*reporters)
         try:
@@ -126,10 +130,16 @@ class _Run:
         self.taught = training.supervised_steps + (training.steps if only_taught else 0)
         self.total = training.supervised_steps + training.steps
 
-    def open(self, resume: bool) -> None:
-        """The first state, or the one that was saved."""
+    def open(self, resume: bool, taught: Any = None) -> None:
+        """The first state, the one that was saved, or the one that was taught elsewhere."""
         self.fixed, self.state = start(self.prepared)
         self.step = 0
+        if taught is not None:
+            self.step = self.recipe.training.supervised_steps
+            place = lambda new, old: jax.device_put(jax.numpy.copy(new), old.sharding)
+            placed = jax.tree.map(place, taught, self.state.trainable)
+            step = jax.device_put(jax.numpy.int32(self.step), self.state.step.sharding)
+            self.state = self.state._replace(step=step, trainable=placed)
         if resume and self.files.latest() is not None:
             found = self.files.restore(self.state)
             self.state, self.step = found.state, found.step
@@ -166,7 +176,7 @@ class _Run:
         self.files.wait()
         return Trained(
             status, self.step, self.state, self.metrics, self.evaluation, self.files.path, self.flag.signal,
-            time.monotonic() - self.began,
+            (now := time.monotonic()) - self.began, self.seconds_before + now - self.began,
         )  # fmt: skip
 
     def _begin_policy(self) -> None:
@@ -304,7 +314,8 @@ class _Run:
         if not due or stopping or self.prepared.sources.evaluation is None or self.recipe.objective.loss == "sft":
             return
         self._collect()
-        found = evaluate_policy(self.prepared, policy(self.fixed, self.state.trainable), self.step)
+        model, reference = policy(self.fixed, self.state.trainable), self.fixed.reference
+        found = evaluate_policy(self.prepared, model, self.step, reference=reference)
         self.evaluation = found
         self.reporter.scalars(self.step, found.scalars)
         if shown := found.samples[: self.recipe.training.show_samples]:
