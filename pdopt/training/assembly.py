@@ -21,7 +21,7 @@ from pdopt.models.sources import open_model
 from pdopt.rules.signals import PID, Averaged, Extrapolated, Offer, Raw
 from pdopt.training.constraint_kinds import Constraint
 from pdopt.training.constraints import Constraints
-from pdopt.training.recipe import Recipe
+from pdopt.training.recipe import ModelConfig, Recipe
 from pdopt.training.sampling import Sampling
 from pdopt.training.step import Plan
 from pdopt.training.tokenizers import byte_tokenizer, load_tokenizer, special_ids
@@ -137,14 +137,19 @@ def _tokenizer(recipe: Recipe, source: Any) -> Any:
     return byte_tokenizer(texts, vocabulary=letters + 6, alphabet="seen")
 
 
+def new_config(sizes: ModelConfig, vocabulary: int, **others: Any) -> DecoderConfig:
+    """The configuration of a new model of a recipe's sizes; `others` are of `DecoderConfig`."""
+    return DecoderConfig(
+        vocabulary=vocabulary, width=sizes.width, depth=sizes.depth, heads=sizes.heads, kv_heads=sizes.kv_heads,
+        head_dim=sizes.head_dim, hidden=sizes.hidden, positions=sizes.positions, tied=sizes.tied,
+        rope=Rope(sizes.rope), family=sizes.family, qkv_bias=sizes.family == "qwen2", qk_norm=sizes.family == "qwen3",
+        **others,
+    )  # fmt: skip
+
+
 def _new_policy(recipe: Recipe, tokenizer: Any, execution: Execution, mesh: Any) -> Policy:
     sizes, special = recipe.model, special_ids(tokenizer)
-    config = DecoderConfig(
-        vocabulary=-(-len(tokenizer) // 8) * 8, width=sizes.width, depth=sizes.depth, heads=sizes.heads,
-        kv_heads=sizes.kv_heads, head_dim=sizes.head_dim, hidden=sizes.hidden, positions=sizes.positions,
-        tied=sizes.tied, rope=Rope(sizes.rope), family=sizes.family, qkv_bias=sizes.family == "qwen2", qk_norm=sizes.family == "qwen3",
-        eos=(special.eos,), pad=special.pad,
-    )  # fmt: skip
+    config = new_config(sizes, -(-len(tokenizer) // 8) * 8, eos=(special.eos,), pad=special.pad)
     key = jax.random.key(recipe.training.seed)
     make = partial(initialise, config, dtype=jnp.dtype(sizes.dtype))
     # Compiled only where no device can hold the whole: array by array there is hardly anything to compile.

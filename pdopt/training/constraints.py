@@ -291,7 +291,8 @@ class Constraints:
         capped = jnp.abs(held.y) >= self._each(lambda c: c.y_max)
         idle = zero_variance(costs, axes)
         price = shown if effective is None else effective
-        columns = (sign * value, sign * limit, value - limit, shown, price, idle, capped)
+        own = lambda x: jnp.where(x == 0, 0, sign * x)  # a score of 0 is not -0
+        columns = (own(value), own(limit), value - limit, shown, price, idle, capped)
         return {name: Report(*(column[k] for column in columns)) for k, name in enumerate(self.rows)}
 
     def _each(self, setting: Any) -> Any:

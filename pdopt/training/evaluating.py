@@ -103,9 +103,7 @@ def _asked(
 
 
 @partial(jax.jit, static_argnames=("micro",))
-def _divergence(
-    model: Decoder, reference: Decoder, part: Part, temperature: Any, micro: int | None
-) -> dict[str, Any]:
+def _divergence(model: Decoder, reference: Decoder, part: Part, temperature: Any, micro: int | None) -> dict[str, Any]:
     """KL(policy || reference) of each completion `(b,)`: the cost of a constraint of that kind, and k3 a token."""
     ours, theirs = (scores_in_parts(one, part, temperature, micro).log_probs for one in (model, reference))
     return {"kl": kl_cost(ours, theirs, part.mask), "kl_k3": kl_cost(ours, theirs, part.mask, "k3", "mean")}

@@ -5,8 +5,9 @@ right to a half, a quarter or all of the longest allowed. With several processes
 agree on the shape.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -47,7 +48,7 @@ class Sources(NamedTuple):
 
     train: Source
     evaluation: Source | None
-    others: dict[str, Source] = {}
+    others: Mapping[str, Source] = MappingProxyType({})
 
 
 def open_sources(data: DataConfig, others: Sequence[OtherDataConfig] = ()) -> Sources:

@@ -3,8 +3,8 @@
     g <- g min(1, clip / |g|);   m, n: Adam's moments;   x <- x - rate_t (m / (sqrt n + epsilon) + decay x)
 
 The learning rate at optimiser step t rises from 0 over `warm_up` steps, then stays ("constant"), or falls by a line or
-a half cosine to `final` of itself at `decay_steps`; "stable" stays and falls by a line over the last `fall` of the steps
-(Hu et al. 2024, arXiv 2404.06395). Only matrices decay. (Kingma, Ba 2015; Loshchilov, Hutter 2019.)
+a half cosine to `final` of itself at `decay_steps`; "stable" stays, and falls by a line over the last `fall` of the
+steps (Hu et al. 2024, arXiv 2404.06395). Only matrices decay. (Kingma, Ba 2015; Loshchilov, Hutter 2019.)
 """
 
 from typing import Any
