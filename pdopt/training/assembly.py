@@ -21,8 +21,11 @@ from pdopt.models.sources import open_model
 from pdopt.rules.signals import PID, Averaged, Extrapolated, Offer, Raw
 from pdopt.training.constraint_kinds import Constraint
 from pdopt.training.constraints import Constraints
-from pdopt.training.recipe import ModelConfig, Recipe
+from pdopt.training.engine import Engine
+from pdopt.training.recipe import Recipe
+from pdopt.training.rollouter import Local, Rollouter
 from pdopt.training.sampling import Sampling
+from pdopt.training.sections import ModelConfig
 from pdopt.training.step import Plan
 from pdopt.training.tokenizers import byte_tokenizer, load_tokenizer, special_ids
 
@@ -165,6 +168,23 @@ def make_sampling(recipe: Recipe, policy: Policy) -> Sampling:
     return Sampling(
         given.max_new, jnp.float32(given.temperature), given.top_k, given.top_p, given.min_p, policy.eos, stop
     )
+
+
+def make_rollouter(recipe: Recipe, policy: Policy) -> Rollouter:
+    """Who samples while training; given the policy of each step by `update`.
+
+    Raises:
+        InvalidOption: an engine in a run of several processes, or slots on a mesh.
+    """
+    given, model = recipe.sampling.engine, policy.model
+    if not given.url:
+        if recipe.sampling.slots and model.execution.mesh is not None:
+            raise InvalidOption("sampling.slots are given on a mesh of devices; expected 0: whole batches")
+        return Local(model, policy.pad, recipe.sampling.slots)
+    if jax.process_count() > 1:
+        raise InvalidOption(f"sampling.engine.url is {given.url} and there are several processes; expected one")
+    folder = Path(given.folder or Path(recipe.training.folder) / "engine").resolve()
+    return Engine(model, given.url, str(folder), given.name, given.reload, given.timeout, policy.pad)
 
 
 def make_constraints(recipe: Recipe) -> Constraints:

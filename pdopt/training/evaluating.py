@@ -18,12 +18,12 @@ from pdopt.training.evaluation import Interval, bootstrap, judge, pass_at_k, row
 from pdopt.training.feed import open_stream, own_rows, prompt_arrays
 from pdopt.training.gradients import Part, scores_in_parts
 from pdopt.training.preparation import Prepared
-from pdopt.training.recipe import ConstraintConfig, EvaluationConfig
 from pdopt.training.regularisers import kl_cost
 from pdopt.training.rewards import text_of
 from pdopt.training.rollout import generate, packed_weights
 from pdopt.training.scalars import OTHER
 from pdopt.training.scoring import MEASURED, Sampled, Scores
+from pdopt.training.sections import ConstraintConfig, EvaluationConfig
 from pdopt.training.tasks import Source
 
 

@@ -18,7 +18,8 @@ from pdopt.models.sharding import batch_sharding
 from pdopt.training.chat import encode_prompt
 from pdopt.training.data import Batch, PromptStream, left_pad
 from pdopt.training.gradients import Part
-from pdopt.training.recipe import DataConfig, OtherDataConfig, Recipe
+from pdopt.training.recipe import Recipe
+from pdopt.training.sections import DataConfig, OtherDataConfig
 from pdopt.training.tables import Table, hold_out, open_source
 from pdopt.training.tasks import TASKS, Source
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pdopt.training.recipe import OptimiserConfig, TrainingConfig
+from pdopt.training.sections import OptimiserConfig, TrainingConfig
 
 # Vectors that are stacked over layers have two axes; these names tell them from matrices.
 _VECTORS = ("norm", "bias")

@@ -13,6 +13,7 @@ from pdopt.training.advantages import init_scales
 from pdopt.training.assembly import (
     Policy,
     make_plan,
+    make_rollouter,
     make_run_mesh,
     make_sampling,
     needs_reference,
@@ -21,6 +22,7 @@ from pdopt.training.assembly import (
 from pdopt.training.data import PromptStream
 from pdopt.training.feed import Sources, open_sources, open_stream
 from pdopt.training.recipe import Recipe
+from pdopt.training.rollouter import Rollouter
 from pdopt.training.sampling import Sampling
 from pdopt.training.saving import TOKENIZER, run_identity
 from pdopt.training.scoring import Scorer, TextScorer
@@ -38,7 +40,7 @@ class Prepared(NamedTuple):
         policy: model and tokenizer.
         sources: rows to train on and to evaluate on.
         stream: prompts of policy steps; lessons: of supervised steps.
-        plan: of a policy step; sampling: of its rollout.
+        plan: of a policy step; sampling: of its rollout; rollouter: who samples.
         scorer: of completions.
         identity: what a checkpoint must have to be continued.
     """
@@ -51,6 +53,7 @@ class Prepared(NamedTuple):
     lessons: PromptStream
     plan: Plan
     sampling: Sampling
+    rollouter: Rollouter
     scorer: Scorer
     identity: dict[str, Any]
 
@@ -86,7 +89,7 @@ def prepare(
         recipe=recipe, mesh=mesh, policy=policy, sources=sources,
         stream=open_stream(recipe.data, sources.train, policy.tokenizer, training.prompts),
         lessons=open_stream(recipe.data, sources.train, policy.tokenizer, training.supervised_rows),
-        plan=make_plan(recipe), sampling=make_sampling(recipe, policy),
+        plan=make_plan(recipe), sampling=make_sampling(recipe, policy), rollouter=make_rollouter(recipe, policy),
         scorer=scorer or (TextScorer(recipe, policy.tokenizer, functions) if scored else _nothing),
         identity=identity,
     )  # fmt: skip

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from pdopt.models.decoder import Decoder
 from pdopt.training.optimiser import init_moments
-from pdopt.training.recipe import OptimiserConfig
+from pdopt.training.sections import OptimiserConfig
 
 
 class TrainState(NamedTuple):

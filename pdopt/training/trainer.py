@@ -11,6 +11,7 @@ that was not (same mesh and versions). SIGTERM and Ctrl-C end the step, save, an
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -21,11 +22,13 @@ from pdopt.runtime.interrupts import StopFlag, stop_flag
 from pdopt.training.data import Position, next_batch, position_record, resume_position
 from pdopt.training.evaluating import Evaluation, evaluate_policy
 from pdopt.training.feed import completion_columns, on_devices, own_rows, prompt_arrays, taught_arrays
+from pdopt.training.gradients import Part
 from pdopt.training.optimiser import init_moments, supervised_settings
 from pdopt.training.preparation import Prepared, prepare, reference_of, start
+from pdopt.training.prompts import Prompts
 from pdopt.training.recipe import Recipe
 from pdopt.training.reporters import Reporter, open_reporters, several
-from pdopt.training.rollout import generate, packed_weights
+from pdopt.training.rollouter import corrected
 from pdopt.training.saving import TOKENIZER, RunFolder, require_new, write_recipe
 from pdopt.training.scoring import Sampled, Scorer, Scores
 from pdopt.training.settings import as_table
@@ -57,6 +60,17 @@ class Trained(NamedTuple):
     signal: int | None
     seconds: float
     total_seconds: float
+
+
+class Drawn(NamedTuple):
+    """Completions `(b, t)` as a step takes them; weights and metrics where another engine drew them."""
+
+    tokens: Any
+    mask: Any
+    log_probs: Any
+    finished: Any
+    weights: Any = None
+    metrics: Mapping[str, Any] = MappingProxyType({})
 
 
 def train(
@@ -118,6 +132,7 @@ class _Run:
         self.prepared, self.files, self.flag = prepared, files, flag
         self.recipe = prepared.recipe
         self.reporter: Reporter = several()
+        self.rollouter = prepared.rollouter
         self.position = self.lessons = Position()
         self.late: tuple[int, dict[str, Any], dict[str, float]] | None = None
         self.metrics: dict[str, float] = {}
@@ -223,24 +238,18 @@ class _Run:
         began = time.monotonic()
         batch, self.position = next_batch(prepared.stream, self.position)
         asked = prompt_arrays(batch, training.group, prepared.policy.pad, prepared.mesh)
-        rolled = generate(
-            packed_weights(policy(self.fixed, self.state.trainable)), asked.once, asked.once_valid,
-            step_key(self.state), prepared.sampling, asked.numbers, prepared.policy.pad, group=training.group,
-        )  # fmt: skip
-        self._collect()  # the devices are sampling meanwhile
-        columns = completion_columns(int(rolled.steps), recipe.sampling.max_new)
-        tokens, mask, log_probs = (x[:, :columns] for x in (rolled.tokens, rolled.mask, rolled.log_probs))
+        drawn = self._draw(asked)
         sampled = time.monotonic()
         own = self._own
         scores = prepared.scorer(
-            Sampled(asked.rows, own(asked.prompts), own(asked.valid), own(tokens), own(mask), self.step)
+            Sampled(asked.rows, own(asked.prompts), own(asked.valid), own(drawn.tokens), own(drawn.mask), self.step)
         )
         scored = time.monotonic()
         seen = Experience(
-            asked.prompts, asked.valid, tokens, mask, log_probs, rolled.finished,
-            *self._placed(scores), self._classes(batch),
+            asked.prompts, asked.valid, drawn.tokens, drawn.mask, drawn.log_probs, drawn.finished,
+            *self._placed(scores), self._classes(batch), drawn.weights,
         )  # fmt: skip
-        self._shape(asked.prompts.shape, tokens.shape)
+        self._shape(asked.prompts.shape, drawn.tokens.shape)
         self.state, report = policy_step(prepared.plan, self.fixed, self.state, seen)
         self._settle()
         host = {
@@ -248,7 +257,31 @@ class _Run:
             "seconds_rollout": sampled - began, "seconds_reward": scored - sampled,
             **{f"reward/{name}": float(np.nanmean(part)) for name, part in scores.parts.items() if _some(part)},
         }  # fmt: skip
-        self.late = (self.step + 1, report, host)
+        self.late = (self.step + 1, report | drawn.metrics, host)
+
+    def _draw(self, asked: Any) -> Drawn:
+        """Completions of the present policy, which the devices make while the step before is reported."""
+        prepared, recipe = self.prepared, self.recipe
+        present = policy(self.fixed, self.state.trainable)
+        self.rollouter = self.rollouter.update(present)
+        prompts = Prompts(asked.once, asked.once_valid, asked.numbers, np.arange(len(asked.once)))
+        rolled = self.rollouter.generate(prompts, step_key(self.state), prepared.sampling)
+        self._collect()
+        foreign = rolled.log_probs is None
+        # What comes from a host, not from our own devices, is placed as everything else is.
+        hosted = foreign or not isinstance(rolled.tokens, jax.Array)
+        here = lambda x: on_devices(np.asarray(x), prepared.mesh) if hosted else x
+        longest = np.asarray(rolled.mask).sum(axis=1).max() if hosted else rolled.steps
+        columns = completion_columns(int(longest), recipe.sampling.max_new)
+        logs = rolled.sampler_log_probs if foreign else rolled.log_probs
+        tokens, mask, logs = (here(x[:, :columns]) for x in (rolled.tokens, rolled.mask, logs))
+        finished = here(rolled.finished)
+        if not foreign:
+            return Drawn(tokens, mask, logs, finished)
+        part = Part(asked.prompts, asked.valid, tokens, mask, mask)
+        micro, cap = recipe.training.micro_rows, recipe.sampling.engine.cap
+        found = corrected(present, part, logs, recipe.sampling.temperature, cap, micro)
+        return Drawn(tokens, mask, found.log_probs, finished, found.weights, found.metrics)
 
     def _own(self, x: Any) -> Any:
         return x if self.prepared.mesh is None else own_rows(x)

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 from pdopt.errors import InvalidOption
 from pdopt.training.overrides import override
-from pdopt.training.recipe import ComparisonConfig, Recipe, make_recipe, recipe_tables
+from pdopt.training.recipe import Recipe, make_recipe, recipe_tables
+from pdopt.training.sections import ComparisonConfig
 
 ITSELF = "the recipe"
 
