@@ -174,7 +174,7 @@ def make_rollouter(recipe: Recipe, policy: Policy) -> Rollouter:
     """Who samples while training; given the policy of each step by `update`.
 
     Raises:
-        InvalidOption: an engine in a run of several processes, or slots on a mesh.
+        InvalidOption: an engine in a run of several processes or beside prices of experts; slots on a mesh.
     """
     given, model = recipe.sampling.engine, policy.model
     if not given.url:
@@ -183,6 +183,10 @@ def make_rollouter(recipe: Recipe, policy: Policy) -> Rollouter:
         return Local(model, policy.pad, recipe.sampling.slots)
     if jax.process_count() > 1:
         raise InvalidOption(f"sampling.engine.url is {given.url} and there are several processes; expected one")
+    if recipe.model.balance:
+        raise InvalidOption(
+            "model.balance is true; a folder of weights, which an engine reads, has no place for prices"
+        )
     folder = Path(given.folder or Path(recipe.training.folder) / "engine").resolve()
     return Engine(model, given.url, str(folder), given.name, given.reload, given.timeout, policy.pad)
 

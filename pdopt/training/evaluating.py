@@ -78,7 +78,8 @@ def _asked(
     """Scores of completions of a source's prompts, `(prompts, samples)` by name, and the samples to read."""
     recipe = prepared.recipe
     wanted = prompts or source.size or recipe.data.held_out
-    batch_size = recipe.training.prompts
+    # As many rows at once as a training step has, or nearly.
+    batch_size = recipe.training.prompts * max(1, recipe.training.group // settings.samples)
     stream = open_stream(recipe.data, source, prepared.policy.tokenizer, batch_size, shuffle=False)
     sampling = prepared.sampling.replace(temperature=jax.numpy.float32(settings.temperature))
     key = jax.random.fold_in(jax.random.key(recipe.training.seed), 2)

@@ -21,12 +21,13 @@ from pdopt.training.assembly import (
 )
 from pdopt.training.data import PromptStream
 from pdopt.training.feed import Sources, open_sources, open_stream
+from pdopt.training.prices import first_prices
 from pdopt.training.recipe import Recipe
 from pdopt.training.rollouter import Rollouter
 from pdopt.training.sampling import Sampling
 from pdopt.training.saving import TOKENIZER, run_identity
 from pdopt.training.scoring import Scorer, TextScorer
-from pdopt.training.state import Fixed, TrainState, init_state
+from pdopt.training.state import Fixed, TrainState, init_state, reference_from, reference_tree
 from pdopt.training.step import Plan
 from pdopt.training.tokenizers import load_tokenizer, tokenizer_fingerprint
 
@@ -81,6 +82,7 @@ def prepare(
     kept = folder / TOKENIZER if folder is not None else None
     tokenizer = load_tokenizer(kept) if kept is not None and kept.is_dir() else None
     policy = open_policy(recipe, sources.train, mesh, tokenizer)
+    first_prices(policy.model, recipe.model.balance)
     training = recipe.training
     scored = recipe.objective.loss != "sft"
     fixed = policy.model.params if recipe.lora.rank else None
@@ -109,7 +111,8 @@ def start(prepared: Prepared) -> tuple[Fixed, TrainState]:
 
     def make(trainable: Any) -> TrainState:
         scales = init_scales(len(constraints.rows))
-        return init_state(trainable, recipe.optimiser, constraints.init(), scales, recipe.training.seed)
+        made = init_state(trainable, recipe.optimiser, constraints.init(), scales, recipe.training.seed)
+        return made._replace(prices=first_prices(policy.model, True) if recipe.model.balance else None)
 
     places = state_places(prepared, jax.eval_shape(make, trainable))
     state = jax.jit(make, out_shardings=places)(trainable)
@@ -135,4 +138,4 @@ def reference_of(prepared: Prepared, fixed: Fixed, state: TrainState) -> Any:
         return None
     if prepared.recipe.lora.rank:
         return fixed.model
-    return dataclasses.replace(fixed.model, params=jax.tree.map(jnp.copy, state.trainable))
+    return reference_from(fixed, jax.tree.map(jnp.copy, reference_tree(state)))

@@ -36,6 +36,7 @@ class ModelConfig:
     positions: int = option(2048, 1)
     tied: bool = option(True)
     rope: float = option(10_000.0, 0.0, open_low=True)  # base of the rotary positions of a new model
+    balance: bool = option(False)  # prices of experts move after each step, until each has the same load
     dtype: str = option("float32", choices=("float32", "bfloat16"))  # of the parameters that are trained
     compute: str = option("auto", choices=("auto", "float32", "bfloat16"))  # auto: float32 on a CPU, else bfloat16
     kernel: str = option("auto", choices=("auto", "xla", "cudnn"), may_differ=True)

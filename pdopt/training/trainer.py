@@ -8,6 +8,7 @@ checkpoints, every draw comes from the run's key and the step's number, so an in
 that was not (same mesh and versions). SIGTERM and Ctrl-C end the step, save, and return; a second Ctrl-C raises.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from pdopt.training.feed import completion_columns, on_devices, own_rows, prompt
 from pdopt.training.gradients import Part
 from pdopt.training.optimiser import init_moments, supervised_settings
 from pdopt.training.preparation import Prepared, prepare, reference_of, start
+from pdopt.training.prices import loads, moved
 from pdopt.training.prompts import Prompts
 from pdopt.training.recipe import Recipe
 from pdopt.training.reporters import Reporter, open_reporters, several
@@ -32,7 +34,7 @@ from pdopt.training.rollouter import corrected
 from pdopt.training.saving import TOKENIZER, RunFolder, require_new, write_recipe
 from pdopt.training.scoring import Sampled, Scorer, Scores
 from pdopt.training.settings import as_table
-from pdopt.training.state import Fixed, TrainState, policy, step_key
+from pdopt.training.state import Fixed, TrainState, policy, priced, reference_from, reference_tree, step_key
 from pdopt.training.step import Experience, policy_step, supervised_step
 from pdopt.types import Status
 
@@ -162,7 +164,7 @@ class _Run:
             self.lessons = resume_position(self.prepared.lessons, found.extra["lessons"])
             self.seconds_before = float(found.extra.get("seconds", 0.0))
         if self.step > self.taught or (self.step == self.taught and self.taught):
-            kept = self.files.restore_reference(self.state.trainable)
+            kept = self.files.restore_reference(reference_tree(self.state))
             if kept is not None:
                 self._refer(kept)
 
@@ -204,15 +206,33 @@ class _Run:
         if reference is None:
             return
         if self.fixed.model.params is None:
-            kept = self.files.restore_reference(self.state.trainable)
+            kept = self.files.restore_reference(reference_tree(self.state))
             if kept is None:
-                self.files.save_reference(reference.params)
-            self._refer(reference.params if kept is None else kept)
+                self.files.save_reference(kept := reference_tree(self.state))
+                kept = jax.tree.map(jax.numpy.copy, kept)  # steps reuse the state's memory
+            self._refer(kept)
         else:
             self.fixed = Fixed(self.fixed.model, reference)
 
-    def _refer(self, params: Any) -> None:
-        self.fixed = Fixed(self.fixed.model, policy(self.fixed, params))
+    def _refer(self, kept: Any) -> None:
+        self.fixed = Fixed(self.fixed.model, reference_from(self.fixed, kept))
+
+    def _policy(self) -> Any:
+        """The decoder of now, with the prices of now."""
+        return policy(priced(self.fixed, self.state.prices), self.state.trainable)
+
+    def _stepped(self, step: Callable[..., Any], texts: tuple[Any, ...]) -> dict[str, Any]:
+        """Take a step, and then move the experts' prices by where the texts of its batch went; the step's report."""
+        prices, read = self.state.prices, priced(self.fixed, self.state.prices)
+        told: dict[str, Any] = {}
+        if prices is not None:
+            present = policy(read, self.state.trainable)
+            tallies = loads(present, *texts, self.recipe.training.micro_rows)
+            prices, told = moved(dataclasses.replace(present, params=None, adapters=None), tallies)
+        self.state, report = step(read, self.state._replace(prices=None))
+        self.state = self.state._replace(prices=prices)
+        self._settle()
+        return report | told
 
     def _teach(self) -> None:
         """One supervised step."""
@@ -224,8 +244,8 @@ class _Run:
         )
         alone = recipe.objective.loss == "sft" and not recipe.training.supervised_steps
         settings = recipe.optimiser if alone else supervised_settings(recipe.training, recipe.optimiser)
-        self.state, report = supervised_step(settings, self.fixed, self.state, part, recipe.training.micro_rows)
-        self._settle()
+        step = lambda fixed, state: supervised_step(settings, fixed, state, part, recipe.training.micro_rows)
+        report = self._stepped(step, (part.prompts, part.valid, part.tokens, part.present))
         self._shape(part.prompts.shape, part.tokens.shape)
         self._collect()
         host = {"phase": 0.0, "dropped": float(batch.dropped), "dispatched": time.monotonic(), "began": began}
@@ -250,8 +270,8 @@ class _Run:
             *self._placed(scores), self._classes(batch), drawn.weights,
         )  # fmt: skip
         self._shape(asked.prompts.shape, drawn.tokens.shape)
-        self.state, report = policy_step(prepared.plan, self.fixed, self.state, seen)
-        self._settle()
+        step = lambda fixed, state: policy_step(prepared.plan, fixed, state, seen)
+        report = self._stepped(step, (seen.prompts, seen.valid, seen.tokens, seen.mask))
         host = {
             "phase": 1.0, "dropped": float(batch.dropped), "began": began, "dispatched": time.monotonic(),
             "seconds_rollout": sampled - began, "seconds_reward": scored - sampled,
@@ -262,7 +282,7 @@ class _Run:
     def _draw(self, asked: Any) -> Drawn:
         """Completions of the present policy, which the devices make while the step before is reported."""
         prepared, recipe = self.prepared, self.recipe
-        present = policy(self.fixed, self.state.trainable)
+        present = self._policy()
         self.rollouter = self.rollouter.update(present)
         prompts = Prompts(asked.once, asked.once_valid, asked.numbers, np.arange(len(asked.once)))
         rolled = self.rollouter.generate(prompts, step_key(self.state), prepared.sampling)
@@ -347,8 +367,7 @@ class _Run:
         if not due or stopping or self.prepared.sources.evaluation is None or self.recipe.objective.loss == "sft":
             return
         self._collect()
-        model, reference = policy(self.fixed, self.state.trainable), self.fixed.reference
-        found = evaluate_policy(self.prepared, model, self.step, reference=reference)
+        found = evaluate_policy(self.prepared, self._policy(), self.step, reference=self.fixed.reference)
         self.evaluation = found
         self.reporter.scalars(self.step, found.scalars)
         if shown := found.samples[: self.recipe.training.show_samples]:

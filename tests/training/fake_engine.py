@@ -37,14 +37,14 @@ class Handler(BaseHTTPRequestHandler):
 
 class Server(ThreadingHTTPServer):
     daemon_threads = True
-    model = None
+    model, sampling = None, SAMPLING
 
     def answer(self, path, body):
         if path == "/update_weights_from_disk":
             self.model = load(body["model_path"])
             return {"success": True}
         batch = next(batches(body["prompt"], len(body["prompt"])))
-        found = Local(self.model).generate(batch, KEY, SAMPLING)
+        found = Local(self.model).generate(batch, KEY, self.sampling)
         choices = []
         for row in range(len(body["prompt"])):
             size = int(found.mask[row].sum())

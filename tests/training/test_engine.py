@@ -13,7 +13,8 @@ from pdopt.errors import InvalidOption
 from pdopt.training.engine import Engine, EngineError
 from pdopt.training.prompts import batches
 from pdopt.training.rollouter import Local, Rollouter
-from tests.training.fake_engine import KEY, SAMPLING, Server
+from pdopt.training.sampling import Sampling
+from tests.training.fake_engine import KEY, SAMPLING, Handler, Server
 
 _spec = importlib.util.spec_from_file_location("small_model", Path(__file__).parent / "small_model.py")
 small_model = importlib.util.module_from_spec(_spec)

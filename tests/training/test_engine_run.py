@@ -1,4 +1,4 @@
-"""A run whose completions another engine draws: it gets each policy, and its own probabilities only weigh the tokens."""
+"""A run whose completions another engine draws: it gets each policy, and what it says of tokens only weighs them."""
 
 import threading
 
@@ -7,6 +7,8 @@ import pytest
 
 from pdopt.training.assembly import make_rollouter
 from pdopt.training.rollouter import Local
+from pdopt.training.sampling import Sampling
+from pdopt.training.scoring import Scores
 from pdopt.training.trainer import train
 from tests.training import tiny
 from tests.training.fake_engine import Handler, Server
@@ -46,13 +48,12 @@ def run(server, folder, shift=0.0):
             logs["token_logprobs"] = [value + shift for value in logs["token_logprobs"]]
         return 200, answer
 
-    server.seen, server.spoil = [], spoil
+    server.seen, server.spoil, server.sampling = [], spoil, Sampling(tiny.MAX_NEW, eos=(1,))
     engine = {"url": f"http://127.0.0.1:{server.server_port}", "timeout": 300.0}
-    recipe = tiny.recipe(
-        folder, training={"steps": 2, "supervised_steps": 0}, sampling={"engine": engine}, model={"layers": "unroll"}
-    )
+    recipe = tiny.recipe(folder, training={"steps": 2, "supervised_steps": 0}, sampling={"engine": engine})
     notes = Notes()
-    return train(recipe, reporters=[notes]), notes.lines
+    odd = lambda sampled: Scores((np.asarray(sampled.tokens)[:, 0] % 2).astype(np.float32), {})
+    return train(recipe, reporters=[notes], scorer=odd), notes.lines
 
 
 def test_a_run_by_an_engine_that_agrees_and_by_one_that_is_off(server, tmp_path):
