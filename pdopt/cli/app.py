@@ -115,7 +115,8 @@ def execute(arguments: Sequence[str], startup: Callable[[], Any] = lambda: None)
         _show_traceback()
     except (Stopped, KeyboardInterrupt) as error:
         number = error.signal if isinstance(error, Stopped) else 2
-        session.outcome.fail(exit_code("interrupted", number), f"{error}; nothing was saved", error, "interrupted")
+        said = f"{error}; {session.outcome.stopped()}"
+        session.outcome.fail(exit_code("interrupted", number), said, error, "interrupted")
     except Exception as error:  # the last line of defence: said in one line, with the way to the whole story
         shown = _show_traceback()
         hint = "" if shown else " (PDOPT_TRACEBACK=1 shows the traceback)"

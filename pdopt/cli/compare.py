@@ -59,6 +59,10 @@ class CompareOutcome(Outcome):
             **self.ending(),
         }
 
+    def stopped(self) -> str:
+        """What a second Ctrl-C leaves."""
+        return "runs that have ended and states that are whole stay: the same command goes on"
+
     def summary(self) -> str:
         """How it ended, and the table."""
         if not self.runs:

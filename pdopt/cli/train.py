@@ -72,6 +72,12 @@ class TrainOutcome(Outcome):
             **self.ending(),
         }
 
+    def stopped(self) -> str:
+        """What a second Ctrl-C leaves: the states that were whole."""
+        if self.folder is None:
+            return super().stopped()
+        return f"the newest state in {self.folder} that is whole stays: pdopt train --resume {self.folder}"
+
     def summary(self) -> str:
         """How the run ended and what its evaluation found, or what a step would take."""
         if self.plan is not None:

@@ -5,7 +5,9 @@
 Metrics are fetched one step late: while the devices sample, the host reads what the step before has left. A run can be
 stopped at any moment and continued: the state, the position in the data and the identity of the run are in its
 checkpoints, every draw comes from the run's key and the step's number, so an interrupted run repeats the bits of one
-that was not (same mesh and versions). SIGTERM and Ctrl-C end the step, save, and return; a second Ctrl-C raises.
+that was not (same mesh and versions). SIGTERM and Ctrl-C end the step, save, and return. Meanwhile a second SIGTERM
+changes nothing (launchers repeat it), and a second Ctrl-C raises at once: a state that is half written is never taken
+for a whole one, and the run goes on from the one before.
 """
 
 import dataclasses

@@ -56,6 +56,7 @@ def run(server, folder, shift=0.0):
     return train(recipe, reporters=[notes], scorer=odd), notes.lines
 
 
+@pytest.mark.slow
 def test_a_run_by_an_engine_that_agrees_and_by_one_that_is_off(server, tmp_path):
     trained, lines = run(server, tmp_path / "exact")
     assert [path for path, _ in server.seen] == ["/update_weights_from_disk", "/v1/completions"] * 2
