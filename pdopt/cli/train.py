@@ -92,12 +92,14 @@ class TrainOutcome(Outcome):
 
 
 def evaluation_table(scalars: dict[str, float]) -> str:
-    """The numbers of an evaluation with their intervals."""
+    """The numbers of an evaluation with their intervals; of other prompts after the name of their kind."""
+    from pdopt.training.scalars import OTHER
+
     names = [name for name in scalars if f"{name}/low" in scalars]
     rows = []
     for name in names:
         limit = scalars.get(f"{name.removesuffix('/value')}/limit") if name.endswith("/value") else None
-        shown = name.removeprefix("evaluation/").removesuffix("/value").replace("/", " ")
+        shown = name.removeprefix("evaluation/").removeprefix(OTHER).removesuffix("/value").replace("/", " ")
         rows.append((shown, scalars[name], scalars[f"{name}/low"], scalars[f"{name}/high"], limit))
     formats: dict[str, str] = dict.fromkeys(("mean", "low", "high", "limit"), ".3f")
     return render_table("", ("evaluation", *formats), rows, formats)
