@@ -23,6 +23,7 @@ from pdopt.errors import InvalidOption
 from pdopt.runtime.files import write_atomic
 from pdopt.runtime.interrupts import stop_flag
 from pdopt.training.constraint_kinds import KINDS
+from pdopt.training.evaluating import evaluate_policy
 from pdopt.training.metric_files import METRICS
 from pdopt.training.recipe import Recipe, flat
 from pdopt.training.runs import open_run
@@ -159,8 +160,13 @@ def _ended(name: str, recipe: Recipe, taught: Path | None, functions: Any) -> di
     start = None if taught is None else open_run(taught, functions=functions).state.trainable
     cpu = time.process_time()
     trained = train(recipe, resume=True, functions=functions, taught=start)
-    if trained.status == Status.INTERRUPTED:
+    if trained.signal is not None:
         return trained
+    if trained.evaluation is None:  # it was stopped between its last step and its evaluation
+        opened = open_run(folder, functions=functions)
+        if opened.prepared.sources.evaluation is not None:
+            found = evaluate_policy(opened.prepared, opened.model, opened.step, reference=opened.reference)
+            trained = trained._replace(evaluation=found)
     result = result_of(name, recipe, trained) | {"cpu_seconds": time.process_time() - cpu}
     write_atomic(path, json.dumps(result, indent=1) + "\n")
     return result
