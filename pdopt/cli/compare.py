@@ -164,7 +164,8 @@ def compare(
     if trained := {method: folders for method, folders in trained.items() if folders}:
         from pdopt.training.comparison_plot import plot_comparison
 
-        plot_comparison(trained, folder / PLOT, title=f"{recipe}: {seeds} seeds, shaded: their range")
+        shown = f"{seeds} seeds, shaded: their range" if seeds > 1 else f"seed {outcome.seeds[0]}"
+        plot_comparison(trained, folder / PLOT, title=f"{recipe}: {shown}")
         outcome.files["plot"] = str(folder / PLOT)
     return outcome
 
