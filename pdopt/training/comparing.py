@@ -193,15 +193,11 @@ def result_of(name: str, recipe: Recipe, trained: Trained) -> dict[str, Any]:
             "sense": "at least" if KINDS[constraint.kind].sign < 0 else "at most",
         }  # fmt: skip
         line["verdict"] = verdict(line)
-        values, multipliers = (
-            curves.get(f"constraint/{constraint.name}/{field}", np.zeros((0, 2)))[:, 1]
-            for field in ("value", "multiplier")
-        )
+        column = lambda field, name=constraint.name: curves.get(f"constraint/{name}/{field}", np.zeros((0, 2)))[:, 1]
+        values, shown = column("value"), column("multiplier")
         if len(values):
-            line |= {
-                "late": float(values[-max(1, len(values) // 4) :].mean()),
-                "multiplier": float(multipliers[-1]), "multiplier_most": float(multipliers.max()),
-            }  # fmt: skip
+            late = float(values[-max(1, len(values) // 4) :].mean())
+            line |= {"late": late, "multiplier": float(shown[-1]), "multiplier_most": float(shown.max())}
         constraints[constraint.name] = line
     others = {other.name: f"evaluation/{OTHER}{other.name}/reward" for other in recipe.evaluation.others}
     return {
