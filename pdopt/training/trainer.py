@@ -338,7 +338,9 @@ class _Run:
         step, report, host = self.late
         self.late = None
         taught = host["phase"] == 0
-        named = lambda name: f"supervised/{name}" if taught and name not in ("bad", "skipped") else name
+        # Those of both phases are one series.
+        both = ("bad", "skipped", "experts/")
+        named = lambda name: f"supervised/{name}" if taught and not name.startswith(both) else name
         values = {named(name): float(value) for name, value in jax.device_get(report).items()}
         now = time.monotonic()
         host["seconds_update"] = now - host.pop("dispatched")
