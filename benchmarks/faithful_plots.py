@@ -6,12 +6,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.faithful_methods import PLAIN, PROXY, RECOMMENDED
-from benchmarks.faithful_policy import HINT
+from benchmarks.faithful_policy import HINT, TAU
 from benchmarks.plots import COLOURS, STYLES, save_picture
 
 Histories = dict[tuple[str, str], list[dict[str, np.ndarray]]]
 SHOWN = (PLAIN, "fixed weight 0.5, joint", "dual ascent 0.05, separate", RECOMMENDED, "step 1, theta 5, lagrangian")
-TAU = 0.95
 WINDOW = 5  # batches whose running mean is drawn
 
 
@@ -38,7 +37,7 @@ def method_plot(histories: Histories, path: Path, shown: tuple[str, ...] = SHOWN
     for panel in panels[1:3]:
         panel.set_ylim(-0.03, 1.03)
     for panel in panels[1:3]:
-        panel.axhline(TAU, color="black", linestyle="--", linewidth=1, label=f"tau = {TAU}")
+        panel.axhline(TAU[0], color="black", linestyle="--", linewidth=1, label=f"tau = {TAU[0]}")
     panels[0].axhline(HINT, color="grey", linestyle="--", linewidth=1, label=f"copying the hint: {HINT}")
     for panel in panels[2:]:
         panel.set_xlabel("policy step")

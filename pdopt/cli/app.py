@@ -16,6 +16,7 @@ from typing import Annotated, Any, NoReturn, cast
 import typer
 from typer.main import get_command
 
+from pdopt.cli.compare import CompareOutcome, compare
 from pdopt.cli.evaluate import EvaluateOutcome, evaluate
 from pdopt.cli.export import ExportOutcome, export
 from pdopt.cli.generate import GenerateOutcome, generate
@@ -30,6 +31,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=N
 app.command()(stoppable(solve))
 app.command()(stoppable(generate))
 app.command()(stoppable(train))
+app.command()(stoppable(compare))
 app.command()(stoppable(evaluate))
 app.command()(stoppable(export))
 app.add_typer(models, name="models")
@@ -40,6 +42,7 @@ OUTCOMES: dict[str, type[Outcome]] = {
     "generate": GenerateOutcome,
     "models": InspectOutcome,
     "train": TrainOutcome,
+    "compare": CompareOutcome,
     "evaluate": EvaluateOutcome,
     "export": ExportOutcome,
 }
@@ -112,7 +115,8 @@ def execute(arguments: Sequence[str], startup: Callable[[], Any] = lambda: None)
         _show_traceback()
     except (Stopped, KeyboardInterrupt) as error:
         number = error.signal if isinstance(error, Stopped) else 2
-        session.outcome.fail(exit_code("interrupted", number), f"{error}; nothing was saved", error, "interrupted")
+        said = f"{error}; {session.outcome.stopped()}"
+        session.outcome.fail(exit_code("interrupted", number), said, error, "interrupted")
     except Exception as error:  # the last line of defence: said in one line, with the way to the whole story
         shown = _show_traceback()
         hint = "" if shown else " (PDOPT_TRACEBACK=1 shows the traceback)"

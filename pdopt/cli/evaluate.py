@@ -99,7 +99,7 @@ def evaluate(
     if opened.prepared.sources.evaluation is None:
         raise InvalidOption(f"{run} keeps no rows apart: data.held_out is 0 and there is no data.evaluation_split")
     before = time.monotonic()
-    found = evaluate_policy(opened.prepared, opened.model, opened.step, settings, prompts)
+    found = evaluate_policy(opened.prepared, opened.model, opened.step, settings, prompts, opened.reference)
     outcome.seconds["evaluate"] = time.monotonic() - before
     outcome.scalars, outcome.samples = found.scalars, found.samples
     outcome.prompts, outcome.completions = found.prompts, found.completions

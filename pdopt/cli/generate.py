@@ -131,14 +131,16 @@ def generate(
     _check(max_new, outcome.temperature, top_k, top_p, min_p, samples, batch, dtype, stop or [])
     outcome.mesh = None if mesh is None else mesh_option(mesh)
     asked = read_prompts(prompt or [], prompts)
+    if raw and system is not None:
+        raise InvalidOption("--raw and --system are given; a system message needs the chat template")
 
     ctx.obj.startup()
     import jax
 
     from pdopt.cli.compiling import compile_clock
     from pdopt.cli.texts import Row, complete
-    from pdopt.models.tokenizers import prompt_ids
     from pdopt.runtime.interrupts import stop_flag
+    from pdopt.training.chat import encode_prompt
     from pdopt.training.sampling import Sampling
 
     outcome.dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
@@ -147,7 +149,8 @@ def generate(
     jax.block_until_ready(opened.model.params)
     outcome.seconds["load"] = time.monotonic() - before
     outcome.family, outcome.parameters = opened.model.config.family, opened.model.config.parameters
-    ids = [prompt_ids(opened.tokenizer, text, system=system, chat=False if raw else None) for text in asked]
+    templated = not raw and (system is not None or bool(getattr(opened.tokenizer, "chat_template", None)))
+    ids = [encode_prompt(opened.tokenizer, text, as_message=templated, system=system) for text in asked]
     outcome.prompt_tokens = samples * sum(map(len, ids))
     longest = max(map(len, ids)) + max_new
     if longest > opened.model.config.positions:

@@ -120,6 +120,10 @@ class Outcome:
         """Note how the command ended, with the exit code of the status."""
         self.status, self.code, self.message = status, exit_code(status, signal), message
 
+    def stopped(self) -> str:
+        """What a signal left behind that ended the command at once."""
+        return "nothing was saved"
+
     def record(self) -> dict[str, Any]:
         """Every field of the JSON object, in its order."""
         return {"status": self.status, "seconds": self.seconds, **self.ending()}

@@ -72,6 +72,12 @@ class TrainOutcome(Outcome):
             **self.ending(),
         }
 
+    def stopped(self) -> str:
+        """What a second Ctrl-C leaves: the states that were whole."""
+        if self.folder is None:
+            return super().stopped()
+        return f"the newest state in {self.folder} that is whole stays: pdopt train --resume {self.folder}"
+
     def summary(self) -> str:
         """How the run ended and what its evaluation found, or what a step would take."""
         if self.plan is not None:
@@ -86,12 +92,14 @@ class TrainOutcome(Outcome):
 
 
 def evaluation_table(scalars: dict[str, float]) -> str:
-    """The numbers of an evaluation with their intervals."""
+    """The numbers of an evaluation with their intervals; of other prompts after the name of their kind."""
+    from pdopt.training.scalars import OTHER
+
     names = [name for name in scalars if f"{name}/low" in scalars]
     rows = []
     for name in names:
         limit = scalars.get(f"{name.removesuffix('/value')}/limit") if name.endswith("/value") else None
-        shown = name.removeprefix("evaluation/").removesuffix("/value").replace("/", " ")
+        shown = name.removeprefix("evaluation/").removeprefix(OTHER).removesuffix("/value").replace("/", " ")
         rows.append((shown, scalars[name], scalars[f"{name}/low"], scalars[f"{name}/high"], limit))
     formats: dict[str, str] = dict.fromkeys(("mean", "low", "high", "limit"), ".3f")
     return render_table("", ("evaluation", *formats), rows, formats)

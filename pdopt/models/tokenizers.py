@@ -6,7 +6,6 @@ wrong cut gives other tokens than the model was trained on, and nothing would sa
 """
 
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,40 +32,6 @@ def load_tokenizer(path: str | Path) -> Any:
     """
     path = Path(path)
     return _from_folder(path) if path.is_dir() else from_gguf(read_gguf(path))
-
-
-def prompt_ids(
-    tokenizer: Any, prompt: str | Sequence[Mapping[str, str]], *, system: str | None = None, chat: bool | None = None
-) -> list[int]:
-    """Token ids of one prompt, ready for the model to go on.
-
-    Args:
-        tokenizer: a transformers tokenizer.
-        prompt: the user's text, or messages `{"role", "content"}`.
-        system: what stands before it in the role "system".
-        chat: put it into the chat template; None: where the tokenizer has one.
-
-    Raises:
-        InvalidOption: a template was asked for (by `chat`, `system` or messages) and there is none; an empty prompt.
-    """
-    wants = bool(chat) or system is not None or not isinstance(prompt, str)
-    has = bool(getattr(tokenizer, "chat_template", None))
-    if wants and not has:
-        raise InvalidOption("the tokenizer has no chat template; expected a plain text, without system or messages")
-    if chat is False and (system is not None or not isinstance(prompt, str)):
-        raise InvalidOption("a raw prompt is a plain text; system and messages need the chat template")
-    if has and chat is not False:
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
-        if system is not None:
-            messages = [{"role": "system", "content": system}, *messages]
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return list(tokenizer(text, add_special_tokens=False).input_ids)
-    found = list(tokenizer(prompt).input_ids)
-    if not found and tokenizer.bos_token_id is not None:
-        found = [int(tokenizer.bos_token_id)]
-    if not found:
-        raise InvalidOption("the prompt is empty; expected at least one token")
-    return found
 
 
 def from_gguf(file: GGUFFile) -> Any:
@@ -136,7 +101,24 @@ def _from_folder(folder: Path) -> Any:
             return PreTrainedTokenizerFast.from_pretrained(folder, padding_side="left")
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(folder, padding_side="left")
+        found = AutoTokenizer.from_pretrained(folder, padding_side="left")
+        if whole.is_file() and not _reads(found, whole):
+            # The class that a model's family names may rebuild its own kind of vocabulary over a file of another kind.
+            from transformers import PreTrainedTokenizerFast
+
+            found = PreTrainedTokenizerFast.from_pretrained(folder, padding_side="left")
+        return found
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InvalidFile(folder, f"no tokenizer that transformers reads; expected tokenizer.json: {reason}") from error
+
+
+def _reads(tokenizer: Any, file: Path) -> bool:
+    """Whether a tokenizer has the kind and the words of a tokenizer.json."""
+    from tokenizers import Tokenizer
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return True
+    said = Tokenizer.from_file(str(file))
+    return type(said.model) is type(backend.model) and said.get_vocab().items() <= backend.get_vocab().items()

@@ -176,6 +176,8 @@ def format_number(value: Any, spec: str = "") -> str:
     value = _python(value)
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if value == 0:
+        value = abs(value)  # -0.0 is 0
     if isinstance(value, int):
         return format(value, spec) if spec.endswith(("d", "e", "f", "g")) else str(value)
     if not isinstance(value, float):

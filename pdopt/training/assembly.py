@@ -14,15 +14,18 @@ import jax.numpy as jnp
 
 from pdopt.errors import InvalidOption
 from pdopt.models import lora
-from pdopt.models.config import DecoderConfig
+from pdopt.models.config import DecoderConfig, Rope
 from pdopt.models.decoder import Decoder, Execution, initialise
 from pdopt.models.sharding import make_mesh, parameter_sharding, tree_shardings
 from pdopt.models.sources import open_model
 from pdopt.rules.signals import PID, Averaged, Extrapolated, Offer, Raw
 from pdopt.training.constraint_kinds import Constraint
 from pdopt.training.constraints import Constraints
+from pdopt.training.engine import Engine
 from pdopt.training.recipe import Recipe
+from pdopt.training.rollouter import Local, Rollouter
 from pdopt.training.sampling import Sampling
+from pdopt.training.sections import ModelConfig
 from pdopt.training.step import Plan
 from pdopt.training.tokenizers import byte_tokenizer, load_tokenizer, special_ids
 
@@ -137,14 +140,19 @@ def _tokenizer(recipe: Recipe, source: Any) -> Any:
     return byte_tokenizer(texts, vocabulary=letters + 6, alphabet="seen")
 
 
+def new_config(sizes: ModelConfig, vocabulary: int, **others: Any) -> DecoderConfig:
+    """The configuration of a new model of a recipe's sizes; `others` are of `DecoderConfig`."""
+    return DecoderConfig(
+        vocabulary=vocabulary, width=sizes.width, depth=sizes.depth, heads=sizes.heads, kv_heads=sizes.kv_heads,
+        head_dim=sizes.head_dim, hidden=sizes.hidden, positions=sizes.positions, tied=sizes.tied,
+        rope=Rope(sizes.rope), family=sizes.family, qkv_bias=sizes.family == "qwen2", qk_norm=sizes.family == "qwen3",
+        **others,
+    )  # fmt: skip
+
+
 def _new_policy(recipe: Recipe, tokenizer: Any, execution: Execution, mesh: Any) -> Policy:
     sizes, special = recipe.model, special_ids(tokenizer)
-    config = DecoderConfig(
-        vocabulary=-(-len(tokenizer) // 8) * 8, width=sizes.width, depth=sizes.depth, heads=sizes.heads,
-        kv_heads=sizes.kv_heads, head_dim=sizes.head_dim, hidden=sizes.hidden, positions=sizes.positions,
-        tied=sizes.tied, family=sizes.family, qkv_bias=sizes.family == "qwen2", qk_norm=sizes.family == "qwen3",
-        eos=(special.eos,), pad=special.pad,
-    )  # fmt: skip
+    config = new_config(sizes, -(-len(tokenizer) // 8) * 8, eos=(special.eos,), pad=special.pad)
     key = jax.random.key(recipe.training.seed)
     make = partial(initialise, config, dtype=jnp.dtype(sizes.dtype))
     # Compiled only where no device can hold the whole: array by array there is hardly anything to compile.
@@ -160,6 +168,27 @@ def make_sampling(recipe: Recipe, policy: Policy) -> Sampling:
     return Sampling(
         given.max_new, jnp.float32(given.temperature), given.top_k, given.top_p, given.min_p, policy.eos, stop
     )
+
+
+def make_rollouter(recipe: Recipe, policy: Policy) -> Rollouter:
+    """Who samples while training; given the policy of each step by `update`.
+
+    Raises:
+        InvalidOption: an engine in a run of several processes or beside prices of experts; slots on a mesh.
+    """
+    given, model = recipe.sampling.engine, policy.model
+    if not given.url:
+        if recipe.sampling.slots and model.execution.mesh is not None:
+            raise InvalidOption("sampling.slots are given on a mesh of devices; expected 0: whole batches")
+        return Local(model, policy.pad, recipe.sampling.slots)
+    if jax.process_count() > 1:
+        raise InvalidOption(f"sampling.engine.url is {given.url} and there are several processes; expected one")
+    if recipe.model.balance:
+        raise InvalidOption(
+            "model.balance is true; a folder of weights, which an engine reads, has no place for prices"
+        )
+    folder = Path(given.folder or Path(recipe.training.folder) / "engine").resolve()
+    return Engine(model, given.url, str(folder), given.name, given.reload, given.timeout, policy.pad)
 
 
 def make_constraints(recipe: Recipe) -> Constraints:

@@ -31,7 +31,8 @@ def encode_prompt(
         template_settings: further arguments of the chat template (`enable_thinking=False` for Qwen3).
 
     Raises:
-        InvalidProblem: a prompt that is neither, or an empty one.
+        InvalidProblem: a prompt that is neither, or an empty one (a plain text may be, if the tokenizer has a token
+            that begins texts).
         InvalidOption: there is no chat template, or it refuses these messages (the roles and the tokenizer are named);
             a system message for a plain text.
 
@@ -102,6 +103,8 @@ def completion_for(prompt: str | Sequence[Message], text: str) -> str | list[dic
 
 def _plain(tokenizer: Any, text: str) -> list[int]:
     ids = [int(token) for token in tokenizer(text, add_special_tokens=True)["input_ids"]]
+    if not ids and tokenizer.bos_token_id is not None:
+        ids = [int(tokenizer.bos_token_id)]
     # Some tokenizers close every text; a policy must go on from the prompt, not from its end.
     closed = ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token or "\0")
     return ids[:-1] if closed else ids

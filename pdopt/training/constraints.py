@@ -137,7 +137,8 @@ class Constraints:
 
     Attributes:
         given: the constraints, names apart.
-        step: dual step, a number or one for each row (see `planned_step`).
+        step: dual step, a number or one for each row (see `planned_step`); 0 keeps a multiplier where it starts, and
+            needs a signal.
         signal: None for `Extrapolated(5 / step, start="zero")`, else a signal or an `Offer`; its settings may be
             arrays, one entry a row.
         move: a key of `MOVES`.
@@ -172,7 +173,7 @@ class Constraints:
             raise InvalidOption(f"constraints are named {names}; expected names that differ")
         if self.move not in MOVES:
             raise unknown_name("move", self.move, MOVES)
-        require_sign("step", self.step, positive=True)
+        require_sign("step", self.step, positive=self.signal is None)
         require_sign("delay", self.delay)
         if concrete(self.idle):
             require_range("idle", self.idle, 0.0, 1.0)
@@ -290,7 +291,8 @@ class Constraints:
         capped = jnp.abs(held.y) >= self._each(lambda c: c.y_max)
         idle = zero_variance(costs, axes)
         price = shown if effective is None else effective
-        columns = (sign * value, sign * limit, value - limit, shown, price, idle, capped)
+        own = lambda x: jnp.where(x == 0, 0, sign * x)  # a score of 0 is not -0
+        columns = (own(value), own(limit), value - limit, shown, price, idle, capped)
         return {name: Report(*(column[k] for column in columns)) for k, name in enumerate(self.rows)}
 
     def _each(self, setting: Any) -> Any:

@@ -23,6 +23,7 @@ import numpy as np
 from pdopt.errors import InvalidOption, PdoptError, require_range
 from pdopt.models.checkpoints import export
 from pdopt.models.decoder import Decoder
+from pdopt.models.lora import merge
 from pdopt.training.prompts import Prompts
 from pdopt.training.rollout import Rollout
 from pdopt.training.rollouter import group_of
@@ -64,14 +65,15 @@ class Engine:
             raise InvalidOption(f"url is {self.url!r}; expected http:// or https://")
         require_range("timeout", self.timeout, 0.0, open_low=True)
 
-    def update(self, params: Any) -> "Engine":
-        """Write the weights and have the server load them.
+    def update(self, model: Decoder) -> "Engine":
+        """Write the policy's weights, adapters added to them, and have the server load them.
 
         Raises:
             EngineError: the server cannot be reached, or does not answer with success.
         """
         mine: Any = self
-        fresh = mine.replace(model=mine.model.replace(params=params), updates=self.updates + 1)
+        whole = merge(model) if model.adapters is not None else model
+        fresh = mine.replace(model=whole, updates=self.updates + 1)
         target = Path(fresh.folder) / f"update-{fresh.updates}"
         # What an interrupted run left behind would be refused by the export.
         shutil.rmtree(target, ignore_errors=True)

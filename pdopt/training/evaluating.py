@@ -5,6 +5,7 @@ a multiplier or a parameter.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,11 +16,15 @@ from pdopt.training.constraint_kinds import KINDS
 from pdopt.training.data import Position, next_batch
 from pdopt.training.evaluation import Interval, bootstrap, judge, pass_at_k, row_means
 from pdopt.training.feed import open_stream, own_rows, prompt_arrays
+from pdopt.training.gradients import Part, scores_in_parts
 from pdopt.training.preparation import Prepared
-from pdopt.training.recipe import ConstraintConfig, EvaluationConfig
+from pdopt.training.regularisers import kl_cost
 from pdopt.training.rewards import text_of
 from pdopt.training.rollout import generate, packed_weights
-from pdopt.training.scoring import Sampled, Scores
+from pdopt.training.scalars import OTHER
+from pdopt.training.scoring import MEASURED, Sampled, Scores
+from pdopt.training.sections import ConstraintConfig, EvaluationConfig
+from pdopt.training.tasks import Source
 
 
 class Evaluation(NamedTuple):
@@ -40,9 +45,10 @@ class Evaluation(NamedTuple):
 
 
 def evaluate_policy(
-    prepared: Prepared, model: Decoder, step: int, settings: EvaluationConfig | None = None, prompts: int | None = None
-) -> Evaluation:
-    """Evaluate a policy on the held-out rows of its recipe.
+    prepared: Prepared, model: Decoder, step: int, settings: EvaluationConfig | None = None, prompts: int | None = None,
+    reference: Decoder | None = None,
+) -> Evaluation:  # fmt: skip
+    """Evaluate a policy on the held-out rows of its recipe, and on those of `evaluation.others`.
 
     Args:
         prepared: the run.
@@ -50,13 +56,30 @@ def evaluate_policy(
         step: for reports.
         settings: in place of the recipe's section.
         prompts: how many rows; None takes all of a table, `data.held_out` of a task.
+        reference: what KL is measured against; None measures none.
     """
     recipe = prepared.recipe
     settings = settings or recipe.evaluation
     source = prepared.sources.evaluation
     assert source is not None
+    ask = partial(_asked, prepared, model, reference, step, settings, prompts)
+    table = ask(source)
+    scalars = _scalars(table, settings, recipe.constraints, "evaluation/")
+    for name, other in prepared.sources.others.items():
+        scalars |= _scalars(ask(other), settings, recipe.constraints, f"evaluation/{OTHER}{name}/")
+    count = len(table["reward"])
+    return Evaluation(step, scalars, table["samples"], count, count * settings.samples)
+
+
+def _asked(
+    prepared: Prepared, model: Decoder, reference: Decoder | None, step: int, settings: EvaluationConfig,
+    prompts: int | None, source: Source,
+) -> dict[str, Any]:  # fmt: skip
+    """Scores of completions of a source's prompts, `(prompts, samples)` by name, and the samples to read."""
+    recipe = prepared.recipe
     wanted = prompts or source.size or recipe.data.held_out
-    batch_size = recipe.training.prompts
+    # As many rows at once as a training step has, or nearly.
+    batch_size = recipe.training.prompts * max(1, recipe.training.group // settings.samples)
     stream = open_stream(recipe.data, source, prepared.policy.tokenizer, batch_size, shuffle=False)
     sampling = prepared.sampling.replace(temperature=jax.numpy.float32(settings.temperature))
     key = jax.random.fold_in(jax.random.key(recipe.training.seed), 2)
@@ -70,10 +93,21 @@ def evaluate_policy(
         )
         seen = [own_rows(x) for x in (asked.prompts, asked.valid, rolled.tokens, rolled.mask)]
         scores = prepared.scorer(Sampled(asked.rows, seen[0], seen[1], seen[2], seen[3], step))
-        tables.append(_table(asked.rows, scores, own_rows(rolled.mask), recipe.data.prompt, len(batch.rows)))
+        table = _table(asked.rows, scores, own_rows(rolled.mask), recipe.data.prompt, len(batch.rows))
+        if reference is not None:
+            part = Part(asked.prompts, asked.valid, rolled.tokens, rolled.mask, rolled.mask)
+            found = _divergence(model, reference, part, recipe.sampling.temperature, recipe.training.micro_rows)
+            table |= {name: own_rows(value).reshape(len(batch.rows), -1) for name, value in found.items()}
+        tables.append(table)
     table = {name: _gathered([t[name] for t in tables], wanted) for name in tables[0] if name != "samples"}
-    scalars = _scalars(table, settings, recipe.constraints)
-    return Evaluation(step, scalars, tables[0]["samples"], wanted, wanted * settings.samples)
+    return table | {"samples": tables[0]["samples"]}
+
+
+@partial(jax.jit, static_argnames=("micro",))
+def _divergence(model: Decoder, reference: Decoder, part: Part, temperature: Any, micro: int | None) -> dict[str, Any]:
+    """KL(policy || reference) of each completion `(b,)`: the cost of a constraint of that kind, and k3 a token."""
+    ours, theirs = (scores_in_parts(one, part, temperature, micro).log_probs for one in (model, reference))
+    return {"kl": kl_cost(ours, theirs, part.mask), "kl_k3": kl_cost(ours, theirs, part.mask, "k3", "mean")}
 
 
 def _table(rows: Sequence[Any], scores: Scores, mask: np.ndarray, prompt: str, prompts: int) -> dict[str, Any]:
@@ -106,31 +140,30 @@ def _gathered(parts: list[np.ndarray], wanted: int) -> np.ndarray:
 
 
 def _scalars(
-    table: Mapping[str, np.ndarray], settings: EvaluationConfig, constraints: Sequence[ConstraintConfig]
+    table: Mapping[str, Any], settings: EvaluationConfig, constraints: Sequence[ConstraintConfig], prefix: str
 ) -> dict[str, float]:
-    found = _interval("reward", bootstrap(row_means(table["reward"])))
-    found |= _interval("length", bootstrap(row_means(table["length"])))
+    found: dict[str, float] = {}
+    for name in ("reward", "length", "kl", "kl_k3"):
+        if name in table:
+            found |= _interval(prefix + name, bootstrap(row_means(table[name])))
     first = table["first"]
     right = np.where(np.isnan(first), np.nan, first >= settings.correct)
     for k in settings.k:
-        found |= _interval(f"pass@{k}", bootstrap(pass_at_k(right, k)))
+        found |= _interval(f"{prefix}pass@{k}", bootstrap(pass_at_k(right, k)))
     for constraint in constraints:
-        values = table["length"] if constraint.kind == "length" else table.get(f"value/{constraint.name}")
+        values = table.get(constraint.kind if constraint.kind in MEASURED else f"value/{constraint.name}")
         if values is None or constraint.limit is None:
-            continue  # KL is measured in training; classes are reported there
+            continue  # KL without its reference; classes are reported in training
         if constraint.threshold is not None:
             values = np.where(np.isnan(values), np.nan, values > constraint.threshold)
         sense = "at least" if KINDS[constraint.kind].sign < 0 else "at most"
         held = judge(values, constraint.limit, sense=sense)
-        name = f"constraint/{constraint.name}"
+        name = f"{prefix}constraint/{constraint.name}"
         found |= _interval(f"{name}/value", held.value)
         off = abs(held.violation) if KINDS[constraint.kind].free else held.violation
-        found[f"evaluation/{name}/limit"] = constraint.limit
-        found[f"evaluation/{name}/violation"] = off
-        found[f"evaluation/{name}/confidence"] = held.confidence
+        found |= {f"{name}/limit": constraint.limit, f"{name}/violation": off, f"{name}/confidence": held.confidence}
     return found
 
 
 def _interval(name: str, found: Interval) -> dict[str, float]:
-    name = f"evaluation/{name}"
     return {name: found.mean, f"{name}/low": found.low, f"{name}/high": found.high}

@@ -5,8 +5,9 @@ right to a half, a quarter or all of the longest allowed. With several processes
 agree on the shape.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,8 @@ from pdopt.models.sharding import batch_sharding
 from pdopt.training.chat import encode_prompt
 from pdopt.training.data import Batch, PromptStream, left_pad
 from pdopt.training.gradients import Part
-from pdopt.training.recipe import DataConfig, Recipe
+from pdopt.training.recipe import Recipe
+from pdopt.training.sections import DataConfig, OtherDataConfig
 from pdopt.training.tables import Table, hold_out, open_source
 from pdopt.training.tasks import TASKS, Source
 
@@ -43,18 +45,32 @@ class Prompts(NamedTuple):
 
 
 class Sources(NamedTuple):
-    """Rows to train on, and rows kept apart from them (None: none)."""
+    """Rows to train on, rows kept apart from them (None: none), and rows of other kinds to judge by name."""
 
     train: Source
     evaluation: Source | None
+    others: Mapping[str, Source] = MappingProxyType({})
 
 
-def open_sources(data: DataConfig) -> Sources:
-    """The data of a recipe.
+def open_sources(data: DataConfig, others: Sequence[OtherDataConfig] = ()) -> Sources:
+    """The data of a recipe, and that of its section `evaluation.others`.
 
     Raises:
         InvalidOption: no source, or one that does not exist. InvalidFile: one that cannot be read.
     """
+    found = _main_sources(data)
+    return found._replace(others={other.name: _other_source(data, other) for other in others})
+
+
+def _other_source(data: DataConfig, other: OtherDataConfig) -> Source:
+    """Prompts of another kind: of a task those of its test split, of a file all."""
+    source = other.source or data.source
+    settings = {**(data.settings if source == data.source else {}), **other.settings}
+    split = (data.evaluation_split or "test") if source in TASKS else None
+    return open_source(source, split=split, settings=settings or None)
+
+
+def _main_sources(data: DataConfig) -> Sources:
     if not data.source:
         raise InvalidOption(f'data.source is ""; expected a task ({", ".join(TASKS)}), a file or a hub id')
     held = partial(open_source, data.source, subset=data.subset or None, settings=data.settings or None)
@@ -98,15 +114,15 @@ def taught_arrays(batch: Batch, recipe: Recipe, tokenizer: Any, eos: int, pad: i
         InvalidProblem: a row without a text in the column of completions, or one longer than `sampling.max_new`.
     """
     column, most = recipe.data.completion, recipe.sampling.max_new
-    taught = []
-    for row, number in zip(batch.rows, batch.numbers):
-        text = row.get(column)
+    texts = [row.get(column) for row in batch.rows]
+    for text, row, number in zip(texts, batch.rows, batch.numbers):
         if not isinstance(text, str):
             raise InvalidProblem(f"row {number} has {text!r} as {column!r}; expected a text (columns: {sorted(row)})")
-        ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], eos]
+    # One call for all: a call costs more than a short text.
+    taught = [[*ids, eos] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    for ids, number in zip(taught, batch.numbers):
         if len(ids) > most:
             raise InvalidProblem(f"row {number}: {column!r} has {len(ids)} tokens; sampling.max_new allows {most}")
-        taught.append(ids)
     ids, valid = left_pad(batch.tokens, pad, length=_agreed(_power_of_two(max(map(len, batch.tokens)))))
     columns = completion_columns(_agreed(max(map(len, taught))), most)
     tokens, mask = right_pad(taught, pad, columns)

@@ -34,6 +34,7 @@ class Part(NamedTuple):
         old: `(b, t)` log-probabilities before the first update of this batch; None: those of the present policy.
         reference: `(b, t)` log-probabilities under the reference, None where nothing asks.
         advantage: `(b,)` or `(b, t)`, None in supervised training.
+        weights: `(b, t)` of tokens that another engine drew (`objectives.engine_weights`), None where none did.
     """
 
     prompts: Any
@@ -45,6 +46,7 @@ class Part(NamedTuple):
     old: Any = None
     reference: Any = None
     advantage: Any = None
+    weights: Any = None
 
 
 # Tokens whose activations stay in a core's cache, and in memory that the allocator of a CPU keeps between steps.

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from pdopt.errors import require_range
 from pdopt.runtime.progress import IterationLog, format_number
-from pdopt.training.scalars import PREFIX, Samples, Scalars, constraint_line, constraint_names
+from pdopt.training.scalars import OTHER, PREFIX, Samples, Scalars, constraint_line, constraint_names
 
 # What is shown first of the other scalars, if it is there.
 SHOWN = (
@@ -165,13 +165,23 @@ def evaluation_line(step: int, values: Scalars) -> str:
     Example:
         >>> evaluation_line(20, {"evaluation/reward": 0.5, "evaluation/reward/low": 0.4, "evaluation/reward/high": 0.6})
         'evaluation at step 20: reward 0.5 [0.4, 0.6]'
+        >>> evaluation_line(20, {"evaluation/other/long sums/reward": 0.25})
+        'evaluation at step 20: reward (long sums) 0.25'
     """
     found = []
     for name, value in values.items():
         inner = name.removeprefix(EVALUATION)
-        if inner == name or (inner.rpartition("/")[2] not in ("value", inner)):
+        if inner == name:
+            continue
+        if inner.startswith(OTHER):
+            whose, _, what = inner.removeprefix(OTHER).rpartition("/")
+            if what != "reward" or "/" in whose:
+                continue
+            shown = f"reward ({whose})"
+        elif inner.rpartition("/")[2] not in ("value", inner):
             continue  # the ends of an interval are told with it, limits and violations by the table
-        shown = inner.removeprefix(PREFIX).removesuffix("/value")
+        else:
+            shown = inner.removeprefix(PREFIX).removesuffix("/value")
         ends = [values.get(f"{name}/{end}") for end in ("low", "high")]
         interval = f" [{', '.join(format_number(end, '.4g') for end in ends)}]" if None not in ends else ""
         found.append(f"{shown} {format_number(value, '.4g')}{interval}")

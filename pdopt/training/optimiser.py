@@ -2,8 +2,9 @@
 
     g <- g min(1, clip / |g|);   m, n: Adam's moments;   x <- x - rate_t (m / (sqrt n + epsilon) + decay x)
 
-The learning rate at optimiser step t rises from 0 over `warm_up` steps, then stays, or falls by a line or a half cosine
-to `final` of itself at `decay_steps`. Only matrices decay. (Kingma, Ba 2015; Loshchilov, Hutter 2019.)
+The learning rate at optimiser step t rises from 0 over `warm_up` steps, then stays ("constant"), or falls by a line or
+a half cosine to `final` of itself at `decay_steps`; "stable" stays, and falls by a line over the last `fall` of the
+steps (Hu et al. 2024, arXiv 2404.06395). Only matrices decay. (Kingma, Ba 2015; Loshchilov, Hutter 2019.)
 """
 
 from typing import Any
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pdopt.training.recipe import OptimiserConfig, TrainingConfig
+from pdopt.training.sections import OptimiserConfig, TrainingConfig
 
 # Vectors that are stacked over layers have two axes; these names tell them from matrices.
 _VECTORS = ("norm", "bias")
@@ -32,10 +33,17 @@ def make_schedule(config: OptimiserConfig) -> optax.Schedule:
         "constant": lambda: optax.constant_schedule(rate),
         "linear": lambda: optax.linear_schedule(rate, rate * config.final, length),
         "cosine": lambda: optax.cosine_decay_schedule(rate, length, config.final),
+        "stable": lambda: _stable(rate, length, config),
     }[config.schedule]()
     if not config.warm_up:
         return after
     return optax.join_schedules([optax.linear_schedule(0.0, rate, config.warm_up), after], [config.warm_up])
+
+
+def _stable(rate: float, length: int, config: OptimiserConfig) -> optax.Schedule:
+    falling = max(1, round(config.fall * length))
+    line = optax.linear_schedule(rate, rate * config.final, falling)
+    return optax.join_schedules([optax.constant_schedule(rate), line], [length - falling])
 
 
 def supervised_settings(training: TrainingConfig, config: OptimiserConfig) -> OptimiserConfig:

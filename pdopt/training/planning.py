@@ -18,7 +18,7 @@ from pdopt.models.sharding import batch_sharding
 from pdopt.training.feed import LEAST_COLUMNS
 from pdopt.training.preparation import Prepared, reference_of, start
 from pdopt.training.scoring import MEASURED
-from pdopt.training.state import Fixed
+from pdopt.training.state import Fixed, priced
 from pdopt.training.step import Experience, policy_step
 
 SENDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
@@ -70,7 +70,8 @@ def plan_step(prepared: Prepared, *, available: int | None = None) -> StepPlan:
         max(LEAST_COLUMNS, 1 << (recipe.data.longest - 1).bit_length()),
         recipe.sampling.max_new,
     )
-    compiled = policy_step.lower(prepared.plan, fixed, state, batch_shapes(prepared, rows, prompt, most)).compile()
+    read, state = priced(fixed, state.prices), state._replace(prices=None)
+    compiled = policy_step.lower(prepared.plan, read, state, batch_shapes(prepared, rows, prompt, most)).compile()
     memory: Any = compiled.memory_analysis()
     made = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))

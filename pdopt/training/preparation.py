@@ -13,6 +13,7 @@ from pdopt.training.advantages import init_scales
 from pdopt.training.assembly import (
     Policy,
     make_plan,
+    make_rollouter,
     make_run_mesh,
     make_sampling,
     needs_reference,
@@ -20,11 +21,13 @@ from pdopt.training.assembly import (
 )
 from pdopt.training.data import PromptStream
 from pdopt.training.feed import Sources, open_sources, open_stream
+from pdopt.training.prices import first_prices
 from pdopt.training.recipe import Recipe
+from pdopt.training.rollouter import Rollouter
 from pdopt.training.sampling import Sampling
 from pdopt.training.saving import TOKENIZER, run_identity
 from pdopt.training.scoring import Scorer, TextScorer
-from pdopt.training.state import Fixed, TrainState, init_state
+from pdopt.training.state import Fixed, TrainState, init_state, reference_from, reference_tree
 from pdopt.training.step import Plan
 from pdopt.training.tokenizers import load_tokenizer, tokenizer_fingerprint
 
@@ -38,7 +41,7 @@ class Prepared(NamedTuple):
         policy: model and tokenizer.
         sources: rows to train on and to evaluate on.
         stream: prompts of policy steps; lessons: of supervised steps.
-        plan: of a policy step; sampling: of its rollout.
+        plan: of a policy step; sampling: of its rollout; rollouter: who samples.
         scorer: of completions.
         identity: what a checkpoint must have to be continued.
     """
@@ -51,6 +54,7 @@ class Prepared(NamedTuple):
     lessons: PromptStream
     plan: Plan
     sampling: Sampling
+    rollouter: Rollouter
     scorer: Scorer
     identity: dict[str, Any]
 
@@ -74,10 +78,11 @@ def prepare(
         PdoptError: whatever does not exist, cannot be read, or does not fit; the key or the file is named.
     """
     mesh = make_run_mesh(recipe)
-    sources = open_sources(recipe.data)
+    sources = open_sources(recipe.data, recipe.evaluation.others)
     kept = folder / TOKENIZER if folder is not None else None
     tokenizer = load_tokenizer(kept) if kept is not None and kept.is_dir() else None
     policy = open_policy(recipe, sources.train, mesh, tokenizer)
+    first_prices(policy.model, recipe.model.balance)
     training = recipe.training
     scored = recipe.objective.loss != "sft"
     fixed = policy.model.params if recipe.lora.rank else None
@@ -86,7 +91,7 @@ def prepare(
         recipe=recipe, mesh=mesh, policy=policy, sources=sources,
         stream=open_stream(recipe.data, sources.train, policy.tokenizer, training.prompts),
         lessons=open_stream(recipe.data, sources.train, policy.tokenizer, training.supervised_rows),
-        plan=make_plan(recipe), sampling=make_sampling(recipe, policy),
+        plan=make_plan(recipe), sampling=make_sampling(recipe, policy), rollouter=make_rollouter(recipe, policy),
         scorer=scorer or (TextScorer(recipe, policy.tokenizer, functions) if scored else _nothing),
         identity=identity,
     )  # fmt: skip
@@ -106,7 +111,8 @@ def start(prepared: Prepared) -> tuple[Fixed, TrainState]:
 
     def make(trainable: Any) -> TrainState:
         scales = init_scales(len(constraints.rows))
-        return init_state(trainable, recipe.optimiser, constraints.init(), scales, recipe.training.seed)
+        made = init_state(trainable, recipe.optimiser, constraints.init(), scales, recipe.training.seed)
+        return made._replace(prices=first_prices(policy.model, True) if recipe.model.balance else None)
 
     places = state_places(prepared, jax.eval_shape(make, trainable))
     state = jax.jit(make, out_shardings=places)(trainable)
@@ -132,4 +138,4 @@ def reference_of(prepared: Prepared, fixed: Fixed, state: TrainState) -> Any:
         return None
     if prepared.recipe.lora.rank:
         return fixed.model
-    return dataclasses.replace(fixed.model, params=jax.tree.map(jnp.copy, state.trainable))
+    return reference_from(fixed, jax.tree.map(jnp.copy, reference_tree(state)))

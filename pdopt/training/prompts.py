@@ -32,30 +32,6 @@ class Prompts(NamedTuple):
     index: Any
 
 
-def encode(tokenizer: Any, prompts: Sequence[Any], **options: Any) -> list[list[int]]:
-    """Token ids of prompts: strings as they are, lists of messages through the tokenizer's chat template.
-
-    Args:
-        tokenizer: of `transformers`, or what has its `__call__` and `apply_chat_template`.
-        prompts: each a string, or a list of `{"role": ..., "content": ...}`.
-        options: of the chat template, for example `enable_thinking=False`.
-
-    Raises:
-        InvalidProblem: a prompt without a token.
-    """
-    found = []
-    for number, prompt in enumerate(prompts):
-        if isinstance(prompt, str):
-            ids = tokenizer(prompt)["input_ids"]
-        else:
-            template = {"add_generation_prompt": True, "tokenize": True, "return_dict": False, **options}
-            ids = tokenizer.apply_chat_template(prompt, **template)
-        if not len(ids):
-            raise InvalidProblem(f"prompt {number} has no tokens: {prompt!r}")
-        found.append([int(token) for token in ids])
-    return found
-
-
 def bucket_of(length: int, buckets: Sequence[int] | None = None) -> int:
     """The bucket for a prompt of so many tokens.
 

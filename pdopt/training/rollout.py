@@ -43,7 +43,9 @@ class Rollout(NamedTuple):
     steps: Any
 
 
-class _State(NamedTuple):
+class Progress(NamedTuple):
+    """Texts so far: what the next draw needs, and the columns of a `Rollout`, `count` of them filled."""
+
     cache: Cache
     token: Any
     recent: Any
@@ -54,6 +56,20 @@ class _State(NamedTuple):
     mask: Any
     finished: Any
     count: Any
+
+    def rollout(self) -> Rollout:
+        """What has been sampled."""
+        return Rollout(self.tokens, self.log_probs, self.sampler_log_probs, self.mask, self.finished, self.count)
+
+
+class Draws(NamedTuple):
+    """What every draw of a rollout needs: `generate`'s arguments."""
+
+    key: Any
+    sampling: Sampling
+    rows: Any
+    limits: Any
+    pad: int
 
 
 def generate(
@@ -117,15 +133,44 @@ def _generate(
     room = min(limit - 1, FIRST_STAGE)
     hidden, cache = read(packed, prompts, valid, width + room)
     hidden, cache, lengths = repeated((hidden, cache, jnp.sum(valid, axis=1)), group)
-    draws = _Draws(key, sampling, rows, limits, pad)
-    state = _drawn(_empty(cache, sampling, pad), packed.logits(hidden), draws)
+    draws = Draws(key, sampling, rows, limits, pad)
+    state = first(packed, hidden, cache, draws)
     while room:
-        state = _decode(packed, state, lengths, width, room, draws)
+        state = onwards(packed, state, lengths, width, room, draws)
         if room == limit - 1:
             break
         more = min(limit - 1, 2 * room) - room
         state, room = state._replace(cache=grown(state.cache, more)), room + more
-    return Rollout(state.tokens, state.log_probs, state.sampler_log_probs, state.mask, state.finished, state.count)
+    return state.rollout()
+
+
+def first(packed: Packed, hidden: Any, cache: Cache, draws: Draws) -> Progress:
+    """The first token of every row, after the prompts were read into the cache; for use inside a program."""
+    return _drawn(_empty(cache, draws.sampling, draws.pad), packed.logits(hidden), draws)
+
+
+def onwards(packed: Packed, state: Progress, lengths: Any, width: Any, room: Any, draws: Draws) -> Progress:
+    """Steps until every row is done or has all its tokens, or there are `room` tokens but one; inside a program.
+
+    Args:
+        packed, draws: of the rollout; state: so far.
+        lengths: `(b,)` tokens of each prompt; width: columns that prompts take in the cache.
+        room: columns behind them to fill; the last token drawn needs none.
+    """
+
+    def running(state: Progress) -> Any:
+        return (state.count <= room) & ~jnp.all(state.done)
+
+    def step(state: Progress) -> Progress:
+        column = width + state.count - 1
+        valid = lax.dynamic_update_slice_in_dim(state.cache.valid, ~state.done[:, None], column, 1)
+        cache = state.cache._replace(valid=valid)
+        hidden, cache = extend(packed, state.token, lengths + state.count - 1, cache, column)
+        return _drawn(state._replace(cache=cache), packed.logits(hidden), draws)
+
+    state = state._replace(cache=alone(state.cache, packed.execution.mesh))
+    state = lax.while_loop(running, step, state)
+    return state._replace(cache=together(state.cache))
 
 
 def packed_once(model: Decoder | Packed) -> Packed:
@@ -141,25 +186,15 @@ def packed_weights(model: Decoder | Packed) -> Packed:
     return model if isinstance(model, Packed) else _pack(model)
 
 
-class _Draws(NamedTuple):
-    """What every draw of a rollout needs."""
-
-    key: Any
-    sampling: Sampling
-    rows: Any
-    limits: Any
-    pad: int
-
-
-def _empty(cache: Cache, sampling: Sampling, pad: int) -> _State:
+def _empty(cache: Cache, sampling: Sampling, pad: int) -> Progress:
     batch, limit = cache.valid.shape[0], sampling.max_new
     zeros, done = jnp.zeros((batch, limit), jnp.float32), jnp.zeros(batch, bool)
     tokens, mask = jnp.full((batch, limit), pad, jnp.int32), jnp.zeros((batch, limit), bool)
     recent = no_recent(batch, sampling)
-    return _State(cache, tokens[:, 0], recent, done, tokens, zeros, zeros, mask, done, jnp.int32(0))
+    return Progress(cache, tokens[:, 0], recent, done, tokens, zeros, zeros, mask, done, jnp.int32(0))
 
 
-def _drawn(state: _State, logits: Any, draws: _Draws) -> _State:
+def _drawn(state: Progress, logits: Any, draws: Draws) -> Progress:
     """One more token of every row that is not done."""
     found = draw(logits, draws.sampling, draws.key, draws.rows, state.count)
     alive = ~state.done
@@ -167,30 +202,12 @@ def _drawn(state: _State, logits: Any, draws: _Draws) -> _State:
     put = lambda old, new: lax.dynamic_update_slice_in_dim(old, new[:, None], state.count, 1)
     recent = shifted(state.recent, token)
     ended = alive & ends(recent, draws.sampling)
-    return _State(
+    return Progress(
         state.cache, token, recent, state.done | ended | (state.count + 1 >= draws.limits), put(state.tokens, token),
         put(state.log_probs, jnp.where(alive, found.log_prob, 0)),
         put(state.sampler_log_probs, jnp.where(alive, found.sampler_log_prob, 0)),
         put(state.mask, alive), state.finished | ended, state.count + 1,
     )  # fmt: skip
-
-
-def _decode(packed: Packed, state: _State, lengths: Any, width: int, room: int, draws: _Draws) -> _State:
-    """Steps until every row is done, has all its tokens, or the columns are full."""
-
-    def running(state: _State) -> Any:
-        return (state.count <= room) & ~jnp.all(state.done)
-
-    def step(state: _State) -> _State:
-        column = width + state.count - 1
-        valid = lax.dynamic_update_slice_in_dim(state.cache.valid, ~state.done[:, None], column, 1)
-        cache = state.cache._replace(valid=valid)
-        hidden, cache = extend(packed, state.token, lengths + state.count - 1, cache, column)
-        return _drawn(state._replace(cache=cache), packed.logits(hidden), draws)
-
-    state = state._replace(cache=alone(state.cache, packed.execution.mesh))
-    state = lax.while_loop(running, step, state)
-    return state._replace(cache=together(state.cache))
 
 
 def no_recent(rows: int, sampling: Sampling) -> Any:

@@ -1,32 +1,36 @@
 """Whoever writes the texts: this library's own decoder, or an engine in another process.
 
-    update(params): from now on these weights;      generate(prompts, key, sampling): texts of them
+    update(model): from now on this policy;      generate(prompts, key, sampling): texts of it
 
 A trainer holds one `Rollouter` and asks no more. What another engine says of its own probabilities is not what the
 training pass computes (other kernels, other rounding, filters, another temperature): it is kept as
-`sampler_log_probs`, the trainer recomputes `log_probs`, and `truncated_ratio` weighs each token by the difference.
+`sampler_log_probs`, the trainer recomputes `log_probs`, and weighs each token by the difference (`corrected`).
 """
 
-from typing import Any, Protocol, runtime_checkable
+from functools import partial
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
 from pdopt.errors import require_range
 from pdopt.models.decoder import Decoder
+from pdopt.models.decoding import Packed
+from pdopt.training.gradients import Part, scores_in_parts
+from pdopt.training.objectives import engine_weights
 from pdopt.training.prompts import Prompts
 from pdopt.training.refill import refill
-from pdopt.training.rollout import Rollout, generate
+from pdopt.training.rollout import Rollout, generate, packed_weights
 from pdopt.training.sampling import Sampling
 from pdopt.types import record
 
 
 @runtime_checkable
 class Rollouter(Protocol):
-    """Writes texts with the weights it was given last."""
+    """Writes texts with the policy it was given last."""
 
-    def update(self, params: Any) -> "Rollouter":
-        """The same with other weights, a tree as `DecoderConfig.shapes` names it."""
+    def update(self, model: Decoder) -> "Rollouter":
+        """The same with another policy of the same configuration, adapters included."""
         ...
 
     def generate(self, prompts: Prompts, key: Any, sampling: Sampling) -> Rollout:
@@ -39,7 +43,7 @@ class Local:
     """This library's own decoder.
 
     Attributes:
-        model: the decoder.
+        model: the decoder, or its `decoding.pack`.
         pad: token id written after a text's end.
         slots: 0 decodes each batch together; else `refill` with so many rows, for lengths that vary.
         chunk: most steps between two looks of the host, with slots.
@@ -55,7 +59,7 @@ class Local:
         (4, 3)
     """
 
-    model: Decoder
+    model: Decoder | Packed
     pad: int = 0
     slots: int = 0
     chunk: int = 32
@@ -64,10 +68,9 @@ class Local:
         require_range("slots", self.slots, 0)
         require_range("chunk", self.chunk, 1)
 
-    def update(self, params: Any) -> "Local":
-        """The same with other weights; nothing is copied."""
-        model: Any = self.model
-        return Local(model.replace(params=params), self.pad, self.slots, self.chunk)
+    def update(self, model: Decoder) -> "Local":
+        """The same with another policy, whose weights are packed once for all its texts."""
+        return Local(packed_weights(model), self.pad, self.slots, self.chunk)
 
     def generate(self, prompts: Prompts, key: Any, sampling: Sampling) -> Rollout:
         """Texts of the prompts, those of one prompt next to each other."""
@@ -86,21 +89,31 @@ def group_of(prompts: Prompts) -> int:
     return len(prompts.rows) // len(prompts.tokens)
 
 
-def truncated_ratio(ours: Any, theirs: Any, cap: float = 2.0) -> Any:
-    """`min(exp(ours - theirs), cap)`: weights of tokens that another engine drew; no gradient flows through them.
+class Corrected(NamedTuple):
+    """What the trainer makes of texts that another engine drew.
+
+    Attributes:
+        log_probs: `(b, t)` of the policy itself, at the sampling temperature.
+        weights: `(b, t)` of each token's term in the loss (`objectives.engine_weights`).
+        metrics: `engine_gap`, the mean distance of both log-probabilities, and `engine_weight`, the mean weight.
+    """
+
+    log_probs: Any
+    weights: Any
+    metrics: dict[str, Any]
+
+
+@partial(jax.jit, static_argnames=("micro",))
+def corrected(model: Decoder, part: Part, theirs: Any, temperature: Any, cap: Any, micro: int | None) -> Corrected:
+    """Log-probabilities recomputed, and the weights that the difference asks for.
 
     Args:
-        ours: log-probabilities of the drawn tokens as the training pass has them; theirs: as the sampler had them.
-        cap: largest weight, > 0 (truncated importance sampling: Ionides, 2008).
-
-    Raises:
-        InvalidOption: cap not above 0.
-
-    Example:
-        >>> print(truncated_ratio(jnp.array([-1.0, -1.0]), jnp.array([-1.0, -5.0])))
-        [1. 2.]
+        model: the policy that the engine was given.
+        part: the texts; `part.present` marks their tokens.
+        theirs: `(b, t)` log-probabilities as the engine tells them.
+        temperature: of the sampling; cap: largest weight; micro: rows at once.
     """
-    require_range("cap", cap, 0.0, open_low=True)
-    # The minimum is taken before the exponential, which cannot overflow then.
-    difference = jnp.minimum(jnp.asarray(ours, jnp.float32) - theirs, jnp.log(jnp.float32(cap)))
-    return jax.lax.stop_gradient(jnp.exp(difference))
+    ours = scores_in_parts(model, part, temperature, micro).log_probs
+    weights = engine_weights(ours, theirs, part.present, cap)
+    mean = lambda x: jnp.sum(jnp.where(part.present, x, 0)) / jnp.maximum(jnp.sum(part.present), 1)
+    return Corrected(ours, weights, {"engine_gap": mean(jnp.abs(ours - theirs)), "engine_weight": mean(weights)})

@@ -1,5 +1,7 @@
 """What a run has left: its policy, opened again to be evaluated, sampled from or exported."""
 
+import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,19 +10,21 @@ from pdopt.models.checkpoints import export
 from pdopt.models.decoder import Decoder
 from pdopt.models.lora import export_adapters, merge
 from pdopt.runtime.checkpoints import Checkpoints
+from pdopt.training.assembly import needs_reference
 from pdopt.training.preparation import Prepared, prepare, start
 from pdopt.training.recipe import Recipe
-from pdopt.training.saving import BEST, STATE, saved_recipe
-from pdopt.training.state import TrainState, policy
+from pdopt.training.saving import BEST, REFERENCE, STATE, saved_recipe
+from pdopt.training.state import Fixed, TrainState, policy, priced, reference_from, reference_tree
 
 
 class OpenedRun(NamedTuple):
-    """A run's policy at one of its saved steps."""
+    """A run's policy at one of its saved steps, and the policy that its KL is measured against, if any."""
 
     prepared: Prepared
     model: Decoder
     state: TrainState
     step: int
+    reference: Decoder | None = None
 
 
 def open_run(folder: str | Path, *, best: bool = False, changes: Any = (), **given: Any) -> OpenedRun:
@@ -45,7 +49,20 @@ def open_run(folder: str | Path, *, best: bool = False, changes: Any = (), **giv
     fixed, template = start(prepared)
     with Checkpoints(place, identity=prepared.identity, keep=recipe.checkpoint.keep) as checkpoints:
         found = checkpoints.restore(template)
-    return OpenedRun(prepared, policy(fixed, found.state.trainable), found.state, found.step)
+    model = policy(priced(fixed, found.state.prices), found.state.trainable)
+    return OpenedRun(prepared, model, found.state, found.step, _reference(prepared, Path(folder), fixed, template))
+
+
+def _reference(prepared: Prepared, folder: Path, fixed: Fixed, template: TrainState) -> Decoder | None:
+    """What the run's KL is measured against; None where nothing asks, or where no policy step was taken yet."""
+    if not needs_reference(prepared.recipe):
+        return None
+    if prepared.recipe.lora.rank:
+        return fixed.model
+    if not (folder / REFERENCE).is_dir():
+        return None
+    with Checkpoints(folder / REFERENCE, identity=prepared.identity, keep=1) as kept:
+        return None if kept.latest() is None else reference_from(fixed, kept.restore(reference_tree(template)).state)
 
 
 def export_run(opened: OpenedRun, folder: str | Path, *, dtype: Any = None, adapters: bool = False) -> None:
@@ -61,6 +78,10 @@ def export_run(opened: OpenedRun, folder: str | Path, *, dtype: Any = None, adap
         InvalidOption: the folder has files in it, or `adapters` of a run that trained none.
     """
     prepared, model = opened.prepared, opened.model
+    if model.balance is not None:
+        said = f"the experts' prices have no place in a folder of {model.config.family}; what is written routes without"
+        warnings.warn(said, stacklevel=2)
+        model = dataclasses.replace(model, balance=None)
     source = prepared.policy.source
     if adapters:
         export_adapters(model, folder, base=prepared.recipe.model.path or None, dtype=dtype)

@@ -13,6 +13,8 @@ Samples = Sequence[Mapping[str, Any]]
 # What is shown of a constraint, in this order; other fields of the same prefix are only recorded.
 FIELDS = ("value", "limit", "violation", "multiplier")
 PREFIX = "constraint/"
+# Numbers of prompts of another kind (`evaluation.others`) are `evaluation/other/<name>/<what is told of them>`.
+OTHER = "other/"
 
 
 def plain(values: Scalars) -> dict[str, float | int | bool]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from pdopt.models.decoder import Decoder
 from pdopt.training.optimiser import init_moments
-from pdopt.training.recipe import OptimiserConfig
+from pdopt.training.sections import OptimiserConfig
 
 
 class TrainState(NamedTuple):
@@ -28,6 +28,8 @@ class TrainState(NamedTuple):
         key: of the whole run.
         bad: steps skipped in a row for a NaN or infinity; int32.
         skipped: steps skipped in all; int32.
+        prices: of the experts of every layer (`prices.py`); None where they rest. A step reads them (`priced`) and does
+            not return them: between steps they are moved.
     """
 
     step: Any
@@ -38,6 +40,7 @@ class TrainState(NamedTuple):
     key: Any
     bad: Any
     skipped: Any
+    prices: Any = None
 
 
 class Fixed(NamedTuple):
@@ -71,6 +74,24 @@ def policy(fixed: Fixed, trainable: Any) -> Decoder:
     if fixed.model.params is None:
         return dataclasses.replace(fixed.model, params=trainable)
     return dataclasses.replace(fixed.model, adapters=trainable)
+
+
+def priced(fixed: Fixed, prices: Any) -> Fixed:
+    """The same with the experts' prices of now; None leaves those that the model came with."""
+    if prices is None:
+        return fixed
+    return Fixed(dataclasses.replace(fixed.model, balance=prices), fixed.reference)
+
+
+def reference_tree(state: TrainState) -> Any:
+    """What is kept of a state so that KL can be measured against its policy: parameters, and prices that move."""
+    return state.trainable if state.prices is None else (state.trainable, state.prices)
+
+
+def reference_from(fixed: Fixed, kept: Any) -> Decoder:
+    """The decoder of what `reference_tree` gave."""
+    params, prices = kept if isinstance(kept, tuple) else (kept, None)
+    return policy(priced(fixed, prices), params)
 
 
 def step_key(state: TrainState) -> Any:

@@ -47,6 +47,7 @@ class Experience(NamedTuple):
         rewards: `(b,)`; NaN where there is none.
         values: constraint -> `(b,)` its cost or score; NaN where there is none. `length` and `kl` are measured here.
         classes: constraint -> `(P,)` class of each prompt, for constraints that have classes.
+        weights: `(b, t)` of tokens that another engine drew (`objectives.engine_weights`); None: our own sampling.
     """
 
     prompts: Any
@@ -58,6 +59,7 @@ class Experience(NamedTuple):
     rewards: Any
     values: dict[str, Any]
     classes: dict[str, Any]
+    weights: Any = None
 
 
 @record(
@@ -111,7 +113,7 @@ def policy_step(plan: Plan, fixed: Fixed, state: TrainState, seen: Experience) -
     """
     part = _as_part(plan, fixed, state, seen)
     held, scales, table = _answer(plan, state, seen, part)
-    part = part._replace(advantage=table["advantage"].reshape(-1))
+    part = part._replace(advantage=table["advantage"].reshape(-1), weights=seen.weights)
     trainable, moments, metrics, fine = _climb(plan, fixed, state, part)
     fine &= jnp.all(jnp.isfinite(held.y)) & jnp.all(jnp.isfinite(part.advantage))
     made = TrainState(
@@ -159,7 +161,7 @@ def policy_objective(plan: Plan) -> Objective:
         mask = part.mask
         loss, metrics = policy_loss(
             plan.loss, scores.log_probs, part.old, part.advantage, mask, whole,
-            low=plan.epsilon_low, high=plan.epsilon_high, dual=plan.dual_clip,
+            low=plan.epsilon_low, high=plan.epsilon_high, dual=plan.dual_clip, weights=part.weights,
         )  # fmt: skip
         bonus = entropy_bonus(scores.entropy, mask, whole)
         gap = token_mean(jnp.abs(scores.log_probs - part.sampled), mask, whole)

@@ -15,7 +15,7 @@ from pdopt.errors import require_range
 from pdopt.models.decoder import Decoder
 from pdopt.models.decoding import Packed, read
 from pdopt.training.prompts import bucket_of
-from pdopt.training.rollout import Rollout, _decode, _drawn, _Draws, _empty, _State, checked, packed_weights
+from pdopt.training.rollout import Draws, Progress, Rollout, checked, first, onwards, packed_weights
 from pdopt.training.sampling import Sampling
 
 EVERY = 16
@@ -44,26 +44,25 @@ def stream(
     require_range("every", every, 1)
     prompts, valid, rows, limits = checked(prompts, valid, rows, None, sampling)
     width, limit = prompts.shape[1], sampling.max_new
-    packed, draws = packed_weights(model), _Draws(key, sampling, rows, limits, pad)
+    packed, draws = packed_weights(model), Draws(key, sampling, rows, limits, pad)
     state = _first(packed, prompts, valid, bucket_of(width + limit), draws)
     lengths = jnp.sum(valid, axis=1)
     for stage in [*range(every, limit, every), limit]:
         state = _more(packed, state, lengths, width, stage, draws)
-        found = Rollout(state.tokens, state.log_probs, state.sampler_log_probs, state.mask, state.finished, state.count)
         # The next chunk writes over the buffers of this one.
-        yield jax.device_get(found)
+        yield jax.device_get(state.rollout())
         if bool(jnp.all(state.done)):
             return
 
 
 @partial(jax.jit, static_argnames=("length",))
-def _first(packed: Packed, prompts: Any, valid: Any, length: int, draws: _Draws) -> _State:
+def _first(packed: Packed, prompts: Any, valid: Any, length: int, draws: Draws) -> Progress:
     """The prompts are read and the first token is drawn."""
     hidden, cache = read(packed, prompts, valid, length)
-    return _drawn(_empty(cache, draws.sampling, draws.pad), packed.logits(hidden), draws)
+    return first(packed, hidden, cache, draws)
 
 
 @partial(jax.jit, donate_argnames=("state",))
-def _more(packed: Packed, state: _State, lengths: Any, width: Any, stage: Any, draws: _Draws) -> _State:
+def _more(packed: Packed, state: Progress, lengths: Any, width: Any, stage: Any, draws: Draws) -> Progress:
     """Steps until `stage` tokens are there."""
-    return _decode(packed, state, lengths, width, stage - 1, draws)
+    return onwards(packed, state, lengths, width, stage - 1, draws)

@@ -5,12 +5,16 @@
 Metrics are fetched one step late: while the devices sample, the host reads what the step before has left. A run can be
 stopped at any moment and continued: the state, the position in the data and the identity of the run are in its
 checkpoints, every draw comes from the run's key and the step's number, so an interrupted run repeats the bits of one
-that was not (same mesh and versions). SIGTERM and Ctrl-C end the step, save, and return; a second Ctrl-C raises.
+that was not (same mesh and versions). SIGTERM and Ctrl-C end the step, save, and return. Meanwhile a second SIGTERM
+changes nothing (launchers repeat it), and a second Ctrl-C raises at once: a state that is half written is never taken
+for a whole one, and the run goes on from the one before.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -21,15 +25,18 @@ from pdopt.runtime.interrupts import StopFlag, stop_flag
 from pdopt.training.data import Position, next_batch, position_record, resume_position
 from pdopt.training.evaluating import Evaluation, evaluate_policy
 from pdopt.training.feed import completion_columns, on_devices, own_rows, prompt_arrays, taught_arrays
+from pdopt.training.gradients import Part
 from pdopt.training.optimiser import init_moments, supervised_settings
 from pdopt.training.preparation import Prepared, prepare, reference_of, start
+from pdopt.training.prices import loads, moved
+from pdopt.training.prompts import Prompts
 from pdopt.training.recipe import Recipe
 from pdopt.training.reporters import Reporter, open_reporters, several
-from pdopt.training.rollout import generate, packed_weights
+from pdopt.training.rollouter import corrected
 from pdopt.training.saving import TOKENIZER, RunFolder, require_new, write_recipe
 from pdopt.training.scoring import Sampled, Scorer, Scores
 from pdopt.training.settings import as_table
-from pdopt.training.state import Fixed, TrainState, policy, step_key
+from pdopt.training.state import Fixed, TrainState, policy, priced, reference_from, reference_tree, step_key
 from pdopt.training.step import Experience, policy_step, supervised_step
 from pdopt.types import Status
 
@@ -45,7 +52,7 @@ class Trained(NamedTuple):
         evaluation: the last one, None if there was none.
         folder: of the run.
         signal: number of the signal that stopped it.
-        seconds: wall seconds of this call.
+        seconds: wall seconds of this call; total_seconds: of the run, earlier calls included.
     """
 
     status: Status
@@ -56,6 +63,18 @@ class Trained(NamedTuple):
     folder: Path
     signal: int | None
     seconds: float
+    total_seconds: float
+
+
+class Drawn(NamedTuple):
+    """Completions `(b, t)` as a step takes them; weights and metrics where another engine drew them."""
+
+    tokens: Any
+    mask: Any
+    log_probs: Any
+    finished: Any
+    weights: Any = None
+    metrics: Mapping[str, Any] = MappingProxyType({})
 
 
 def train(
@@ -65,6 +84,7 @@ def train(
     resume: bool = False,
     functions: Mapping[str, Callable[..., Any]] | None = None,
     scorer: Scorer | None = None,
+    taught: Any = None,
 ) -> Trained:
     """Run a recipe to its end, or go on with a run.
 
@@ -74,6 +94,8 @@ def train(
         resume: go on from the newest whole checkpoint in `training.folder`; from the start, if it holds none.
         functions: score functions by name, beside the shipped ones.
         scorer: what scores completions, in place of the recipe's functions.
+        taught: what the supervised steps have made already, as `TrainState.trainable` of a run of the same model, data
+            and seed: they are not taken again. The run has the bits of one that takes them.
 
     Raises:
         InvalidOption: what a recipe names does not exist or does not fit; the folder holds another run.
@@ -90,7 +112,7 @@ def train(
             write_recipe(folder, recipe)
             prepared.policy.tokenizer.save_pretrained(folder / TOKENIZER)
         run = _Run(prepared, files, flag)
-        run.open(resume)
+        run.open(resume, taught)
         if jax.process_index() == 0:
             run.reporter = _reporter(recipe, run, resume) if reporters is None else several(*reporters)
         try:
@@ -114,6 +136,7 @@ class _Run:
         self.prepared, self.files, self.flag = prepared, files, flag
         self.recipe = prepared.recipe
         self.reporter: Reporter = several()
+        self.rollouter = prepared.rollouter
         self.position = self.lessons = Position()
         self.late: tuple[int, dict[str, Any], dict[str, float]] | None = None
         self.metrics: dict[str, float] = {}
@@ -126,10 +149,16 @@ class _Run:
         self.taught = training.supervised_steps + (training.steps if only_taught else 0)
         self.total = training.supervised_steps + training.steps
 
-    def open(self, resume: bool) -> None:
-        """The first state, or the one that was saved."""
+    def open(self, resume: bool, taught: Any = None) -> None:
+        """The first state, the one that was saved, or the one that was taught elsewhere."""
         self.fixed, self.state = start(self.prepared)
         self.step = 0
+        if taught is not None:
+            self.step = self.recipe.training.supervised_steps
+            place = lambda new, old: jax.device_put(jax.numpy.copy(new), old.sharding)
+            placed = jax.tree.map(place, taught, self.state.trainable)
+            step = jax.device_put(jax.numpy.int32(self.step), self.state.step.sharding)
+            self.state = self.state._replace(step=step, trainable=placed)
         if resume and self.files.latest() is not None:
             found = self.files.restore(self.state)
             self.state, self.step = found.state, found.step
@@ -137,7 +166,7 @@ class _Run:
             self.lessons = resume_position(self.prepared.lessons, found.extra["lessons"])
             self.seconds_before = float(found.extra.get("seconds", 0.0))
         if self.step > self.taught or (self.step == self.taught and self.taught):
-            kept = self.files.restore_reference(self.state.trainable)
+            kept = self.files.restore_reference(reference_tree(self.state))
             if kept is not None:
                 self._refer(kept)
 
@@ -166,7 +195,7 @@ class _Run:
         self.files.wait()
         return Trained(
             status, self.step, self.state, self.metrics, self.evaluation, self.files.path, self.flag.signal,
-            time.monotonic() - self.began,
+            (now := time.monotonic()) - self.began, self.seconds_before + now - self.began,
         )  # fmt: skip
 
     def _begin_policy(self) -> None:
@@ -179,15 +208,33 @@ class _Run:
         if reference is None:
             return
         if self.fixed.model.params is None:
-            kept = self.files.restore_reference(self.state.trainable)
+            kept = self.files.restore_reference(reference_tree(self.state))
             if kept is None:
-                self.files.save_reference(reference.params)
-            self._refer(reference.params if kept is None else kept)
+                self.files.save_reference(kept := reference_tree(self.state))
+                kept = jax.tree.map(jax.numpy.copy, kept)  # steps reuse the state's memory
+            self._refer(kept)
         else:
             self.fixed = Fixed(self.fixed.model, reference)
 
-    def _refer(self, params: Any) -> None:
-        self.fixed = Fixed(self.fixed.model, policy(self.fixed, params))
+    def _refer(self, kept: Any) -> None:
+        self.fixed = Fixed(self.fixed.model, reference_from(self.fixed, kept))
+
+    def _policy(self) -> Any:
+        """The decoder of now, with the prices of now."""
+        return policy(priced(self.fixed, self.state.prices), self.state.trainable)
+
+    def _stepped(self, step: Callable[..., Any], texts: tuple[Any, ...]) -> dict[str, Any]:
+        """Take a step, and then move the experts' prices by where the texts of its batch went; the step's report."""
+        prices, read = self.state.prices, priced(self.fixed, self.state.prices)
+        told: dict[str, Any] = {}
+        if prices is not None:
+            present = policy(read, self.state.trainable)
+            tallies = loads(present, *texts, self.recipe.training.micro_rows)
+            prices, told = moved(dataclasses.replace(present, params=None, adapters=None), tallies)
+        self.state, report = step(read, self.state._replace(prices=None))
+        self.state = self.state._replace(prices=prices)
+        self._settle()
+        return report | told
 
     def _teach(self) -> None:
         """One supervised step."""
@@ -199,8 +246,8 @@ class _Run:
         )
         alone = recipe.objective.loss == "sft" and not recipe.training.supervised_steps
         settings = recipe.optimiser if alone else supervised_settings(recipe.training, recipe.optimiser)
-        self.state, report = supervised_step(settings, self.fixed, self.state, part, recipe.training.micro_rows)
-        self._settle()
+        step = lambda fixed, state: supervised_step(settings, fixed, state, part, recipe.training.micro_rows)
+        report = self._stepped(step, (part.prompts, part.valid, part.tokens, part.present))
         self._shape(part.prompts.shape, part.tokens.shape)
         self._collect()
         host = {"phase": 0.0, "dropped": float(batch.dropped), "dispatched": time.monotonic(), "began": began}
@@ -213,32 +260,50 @@ class _Run:
         began = time.monotonic()
         batch, self.position = next_batch(prepared.stream, self.position)
         asked = prompt_arrays(batch, training.group, prepared.policy.pad, prepared.mesh)
-        rolled = generate(
-            packed_weights(policy(self.fixed, self.state.trainable)), asked.once, asked.once_valid,
-            step_key(self.state), prepared.sampling, asked.numbers, prepared.policy.pad, group=training.group,
-        )  # fmt: skip
-        self._collect()  # the devices are sampling meanwhile
-        columns = completion_columns(int(rolled.steps), recipe.sampling.max_new)
-        tokens, mask, log_probs = (x[:, :columns] for x in (rolled.tokens, rolled.mask, rolled.log_probs))
+        drawn = self._draw(asked)
         sampled = time.monotonic()
         own = self._own
         scores = prepared.scorer(
-            Sampled(asked.rows, own(asked.prompts), own(asked.valid), own(tokens), own(mask), self.step)
+            Sampled(asked.rows, own(asked.prompts), own(asked.valid), own(drawn.tokens), own(drawn.mask), self.step)
         )
         scored = time.monotonic()
         seen = Experience(
-            asked.prompts, asked.valid, tokens, mask, log_probs, rolled.finished,
-            *self._placed(scores), self._classes(batch),
+            asked.prompts, asked.valid, drawn.tokens, drawn.mask, drawn.log_probs, drawn.finished,
+            *self._placed(scores), self._classes(batch), drawn.weights,
         )  # fmt: skip
-        self._shape(asked.prompts.shape, tokens.shape)
-        self.state, report = policy_step(prepared.plan, self.fixed, self.state, seen)
-        self._settle()
+        self._shape(asked.prompts.shape, drawn.tokens.shape)
+        step = lambda fixed, state: policy_step(prepared.plan, fixed, state, seen)
+        report = self._stepped(step, (seen.prompts, seen.valid, seen.tokens, seen.mask))
         host = {
             "phase": 1.0, "dropped": float(batch.dropped), "began": began, "dispatched": time.monotonic(),
             "seconds_rollout": sampled - began, "seconds_reward": scored - sampled,
             **{f"reward/{name}": float(np.nanmean(part)) for name, part in scores.parts.items() if _some(part)},
         }  # fmt: skip
-        self.late = (self.step + 1, report, host)
+        self.late = (self.step + 1, report | drawn.metrics, host)
+
+    def _draw(self, asked: Any) -> Drawn:
+        """Completions of the present policy, which the devices make while the step before is reported."""
+        prepared, recipe = self.prepared, self.recipe
+        present = self._policy()
+        self.rollouter = self.rollouter.update(present)
+        prompts = Prompts(asked.once, asked.once_valid, asked.numbers, np.arange(len(asked.once)))
+        rolled = self.rollouter.generate(prompts, step_key(self.state), prepared.sampling)
+        self._collect()
+        foreign = rolled.log_probs is None
+        # What comes from a host, not from our own devices, is placed as everything else is.
+        hosted = foreign or not isinstance(rolled.tokens, jax.Array)
+        here = lambda x: on_devices(np.asarray(x), prepared.mesh) if hosted else x
+        longest = np.asarray(rolled.mask).sum(axis=1).max() if hosted else rolled.steps
+        columns = completion_columns(int(longest), recipe.sampling.max_new)
+        logs = rolled.sampler_log_probs if foreign else rolled.log_probs
+        tokens, mask, logs = (here(x[:, :columns]) for x in (rolled.tokens, rolled.mask, logs))
+        finished = here(rolled.finished)
+        if not foreign:
+            return Drawn(tokens, mask, logs, finished)
+        part = Part(asked.prompts, asked.valid, tokens, mask, mask)
+        micro, cap = recipe.training.micro_rows, recipe.sampling.engine.cap
+        found = corrected(present, part, logs, recipe.sampling.temperature, cap, micro)
+        return Drawn(tokens, mask, found.log_probs, finished, found.weights, found.metrics)
 
     def _own(self, x: Any) -> Any:
         return x if self.prepared.mesh is None else own_rows(x)
@@ -273,7 +338,9 @@ class _Run:
         step, report, host = self.late
         self.late = None
         taught = host["phase"] == 0
-        named = lambda name: f"supervised/{name}" if taught and name not in ("bad", "skipped") else name
+        # Those of both phases are one series.
+        both = ("bad", "skipped", "experts/")
+        named = lambda name: f"supervised/{name}" if taught and not name.startswith(both) else name
         values = {named(name): float(value) for name, value in jax.device_get(report).items()}
         now = time.monotonic()
         host["seconds_update"] = now - host.pop("dispatched")
@@ -304,7 +371,7 @@ class _Run:
         if not due or stopping or self.prepared.sources.evaluation is None or self.recipe.objective.loss == "sft":
             return
         self._collect()
-        found = evaluate_policy(self.prepared, policy(self.fixed, self.state.trainable), self.step)
+        found = evaluate_policy(self.prepared, self._policy(), self.step, reference=self.fixed.reference)
         self.evaluation = found
         self.reporter.scalars(self.step, found.scalars)
         if shown := found.samples[: self.recipe.training.show_samples]:

@@ -123,7 +123,7 @@ def _draw(axis: Any, title: str, lines: Sequence[tuple[str, str]], series: dict[
             axis.plot(steps, values, color=colour, linewidth=1.3, label=label, marker="." if len(values) == 1 else "")
         else:
             axis.plot(steps, values, color=colour, linewidth=0.6, alpha=0.3)
-            axis.plot(steps, _running_mean(values), color=colour, linewidth=1.5, label=label)
+            axis.plot(steps, running_mean(values), color=colour, linewidth=1.5, label=label)
     axis.set_title(title, fontsize=10)
     axis.set_xlabel("step", fontsize=9)
     axis.tick_params(labelsize=8)
@@ -134,7 +134,7 @@ def _draw(axis: Any, title: str, lines: Sequence[tuple[str, str]], series: dict[
         axis.legend(fontsize=8, frameon=False)
 
 
-def _running_mean(values: np.ndarray) -> np.ndarray:
+def running_mean(values: np.ndarray) -> np.ndarray:
     """Mean over a window of a fiftieth of the run, centred and cut at the ends."""
     half = max(1, len(values) // 100)
     total = np.concatenate([[0.0], np.cumsum(values)])

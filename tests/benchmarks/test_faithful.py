@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import faithful, faithful_methods
+from benchmarks import faithful, faithful_methods, faithful_policy
 from benchmarks.__main__ import main
 from benchmarks.faithful_methods import METHODS, PLAIN, RECOMMENDED, Taught, ascent, fixed, trained
 from benchmarks.faithful_plots import method_plot
-from benchmarks.faithful_policy import MODEL, Setting, Size, completion_scores, sample, teach, traced, train
+from benchmarks.faithful_policy import FORMS, MODEL, Setting, Size, completion_scores, sample, teach, traced, train
 from pdopt.models.decoder import Decoder, initialise
 from pdopt.training import scenes
 
@@ -79,6 +79,17 @@ def test_constraints_that_are_always_met_are_plain_grpo_bit_by_bit(reference):
         met, history = run(reference, ascent(1.0, form, tau=(0.0, 0.0)))
         assert float(history.y.max()) == 0.0
         jax.tree.map(np.testing.assert_array_equal, met, plain)
+
+
+def test_the_recommended_method_is_the_recipe():
+    constraints, setting = faithful_policy.RECIPE.constraints, METHODS[RECOMMENDED]
+    assert [c.name for c in constraints] == ["consistency", "grounding"]
+    assert {(c.step, c.theta, c.most, c.start) for c in constraints} == {
+        (setting.step, setting.theta, setting.cap, None)
+    }
+    assert FORMS[setting.form] == faithful_policy.RECIPE.objective.advantage
+    assert faithful_policy.RECIPE.sampling.temperature == 1.0
+    assert faithful_policy.RECIPE.objective.passes * faithful_policy.RECIPE.objective.minibatches == 1
 
 
 def test_a_fixed_weight_stays_and_acts(reference):

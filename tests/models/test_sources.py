@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from pdopt.errors import InvalidFile, InvalidOption
 from pdopt.models import sources
 from pdopt.models.sources import locate, model_config, open_model, stored_bytes
-from pdopt.models.tokenizers import load_tokenizer, prompt_ids
+from pdopt.models.tokenizers import load_tokenizer
+from pdopt.training.chat import encode_prompt
 
 pytest.importorskip("gguf", reason="the extra gguf is not installed")
 _spec = importlib.util.spec_from_file_location("tiny", Path(__file__).with_name("tiny.py"))
@@ -118,19 +120,33 @@ def test_names_that_are_no_model(tmp_path, monkeypatch):
 
 def test_prompts_with_and_without_a_template(places, tmp_path):
     tokenizer = load_tokenizer(places[1])
-    read = lambda *args, **options: tokenizer.decode(prompt_ids(tokenizer, *args, **options))
-    assert read("hi") == "<|start|>user: hi<|end|><|start|>assistant: "
-    assert read("hi", system="be kind").startswith("<|start|>system: be kind<|end|><|start|>user: hi")
+    read = lambda prompt, **options: tokenizer.decode(encode_prompt(tokenizer, prompt, **options))
+    assert read("hi", as_message=True) == "<|start|>user: hi<|end|><|start|>assistant: "
+    told = read("hi", as_message=True, system="be kind")
+    assert told.startswith("<|start|>system: be kind<|end|><|start|>user: hi")
     assert read([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]).count("<|start|>") == 3
-    assert read("hi", chat=False) == "hi"
-    assert prompt_ids(tokenizer, "", chat=False) == [1]  # the token that begins a text
-    with pytest.raises(InvalidOption, match="a raw prompt is a plain text"):
-        prompt_ids(tokenizer, "hi", system="x", chat=False)
+    assert read("hi") == "hi"
+    assert encode_prompt(tokenizer, "") == [1]  # the token that begins a text
+    with pytest.raises(InvalidOption, match="a system message needs messages"):
+        encode_prompt(tokenizer, "hi", system="x")
     plain = load_tokenizer(tiny.write_gguf(tmp_path / "plain.gguf", template=None, first=True))
-    assert prompt_ids(plain, "the") == [1, TOKEN["the"]]
-    for options in ({"chat": True}, {"system": "x"}):
-        with pytest.raises(InvalidOption, match="no chat template"):
-            prompt_ids(plain, "hi", **options)
+    assert encode_prompt(plain, "the") == [1, TOKEN["the"]]
+    with pytest.raises(InvalidOption, match="no chat template"):
+        encode_prompt(plain, "hi", as_message=True)
+
+
+def test_a_folder_has_the_tokenizer_of_its_file_whatever_its_family(tmp_path):
+    """Words in a tokenizer.json beside a Qwen2, whose own class would read it as merges of bytes."""
+    words = {"<unk>": 0, "<s>": 1, "</s>": 2, "left": 3, "right": 4}
+    made = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made.save(str(tmp_path / "tokenizer.json"))
+    settings = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "</s>", "unk_token": "<unk>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer("right left up")["input_ids"] == [4, 3, 0]
+    assert tokenizer.eos_token_id == 2
 
 
 TOKEN = {token: number for number, token in enumerate(tiny.TOKENS)}

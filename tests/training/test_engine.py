@@ -2,72 +2,26 @@
 
 import dataclasses
 import importlib.util
-import json
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
 from pdopt.errors import InvalidOption
-from pdopt.models.checkpoints import load
 from pdopt.training.engine import Engine, EngineError
 from pdopt.training.prompts import batches
 from pdopt.training.rollouter import Local, Rollouter
 from pdopt.training.sampling import Sampling
+from tests.training.fake_engine import KEY, SAMPLING, Handler, Server
 
 _spec = importlib.util.spec_from_file_location("small_model", Path(__file__).parent / "small_model.py")
 small_model = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(small_model)
 
-KEY = jax.random.key(0)
 SHALLOW = small_model.small(dataclasses.replace(small_model.CONFIG, depth=1))
-SAMPLING = Sampling(max_new=4, temperature=0.0, top_k=5, eos=(2,))
 ASKED = [[5, 6, 7], [5, 6, 7], [8], [8], [9, 10], [9, 10]]
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Answers with our own decoder, from the folder it was told to load; `server.spoil` changes an answer."""
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.seen.append((self.path, body))
-        status, answer = self.server.spoil(self.path, self.server.answer(self.path, body))
-        content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-        try:
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-        except BrokenPipeError:
-            pass
-
-    def log_message(self, *_):
-        """Silent."""
-
-
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-    model = None
-
-    def answer(self, path, body):
-        if path == "/update_weights_from_disk":
-            self.model = load(body["model_path"])
-            return {"success": True}
-        batch = next(batches(body["prompt"], len(body["prompt"])))
-        found = Local(self.model).generate(batch, KEY, SAMPLING)
-        choices = []
-        for row in range(len(body["prompt"])):
-            size = int(found.mask[row].sum())
-            choices.append({
-                "index": row, "text": "", "finish_reason": "stop" if bool(found.finished[row]) else "length",
-                "token_ids": np.asarray(found.tokens[row, :size]).tolist(),
-                "logprobs": {"token_logprobs": np.asarray(found.log_probs[row, :size]).tolist()},
-            })  # fmt: skip
-        return {"choices": choices}
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +47,7 @@ def batch():
 def test_it_writes_what_the_new_weights_write(server, engine, batch):
     assert isinstance(engine, Rollouter)
     other = small_model.small(SHALLOW.config, seed=1)
-    updated = engine.update(engine.model.params).update(other.params)
+    updated = engine.update(engine.model).update(other)
     found = updated.generate(batch, KEY, SAMPLING)
     expected = Local(other).generate(next(batches(ASKED, 6)), KEY, SAMPLING)
     np.testing.assert_array_equal(found.tokens, expected.tokens)
@@ -175,7 +129,7 @@ def test_a_slow_server_and_none_are_told(server, engine, batch):
 def test_weights_that_were_not_loaded_are_told(server, engine):
     server.spoil = lambda path, answer: (200, {"success": False, "message": "no space"})
     with pytest.raises(EngineError, match=r"did not load .*: no space"):
-        engine.update(engine.model.params)
+        engine.update(engine.model)
 
 
 def test_bad_settings_are_refused(engine, batch):

@@ -6,8 +6,8 @@ import pytest
 from pdopt.errors import InvalidOption, InvalidProblem
 from pdopt.training.data import Position, next_batch
 from pdopt.training.feed import completion_columns, open_sources, open_stream, own_rows, prompt_arrays, taught_arrays
-from pdopt.training.recipe import DataConfig
 from pdopt.training.scoring import Sampled, TextScorer
+from pdopt.training.sections import DataConfig
 from pdopt.training.tokenizers import byte_tokenizer
 from tests.training import tiny
 

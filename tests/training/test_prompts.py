@@ -10,7 +10,7 @@ import pytest
 
 from pdopt.errors import InvalidOption, InvalidProblem
 from pdopt.training import rollout
-from pdopt.training.prompts import batches, bucket_of, encode
+from pdopt.training.prompts import batches, bucket_of
 from pdopt.training.rollouter import Local
 from pdopt.training.sampling import Sampling
 
@@ -19,26 +19,6 @@ small_model = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(small_model)
 
 SHALLOW = small_model.small(dataclasses.replace(small_model.CONFIG, depth=1))
-
-
-class Tokenizer:
-    """Letters are tokens; a chat is its contents and an opening bracket."""
-
-    def __call__(self, text):
-        return {"input_ids": [ord(letter) for letter in text]}
-
-    def apply_chat_template(self, messages, *, add_generation_prompt, tokenize, return_dict):
-        assert add_generation_prompt
-        assert tokenize
-        assert not return_dict
-        return [ord(letter) for message in messages for letter in message["content"]] + [ord("[")]
-
-
-def test_strings_and_chats_become_ids():
-    found = encode(Tokenizer(), ["ab", [{"role": "user", "content": "c"}]])
-    assert found == [[97, 98], [99, 91]]
-    with pytest.raises(InvalidProblem, match="prompt 1 has no tokens: ''"):
-        encode(Tokenizer(), ["a", ""])
 
 
 def test_every_prompt_is_in_one_batch_whole_and_left_padded():

@@ -3,6 +3,8 @@
 import json
 import random
 import signal
+import sys
+import types
 
 import jax
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 
 from pdopt.errors import CheckpointError, InvalidOption
 from pdopt.runtime.cache import _OPTIONS, enable_compilation_cache
-from pdopt.training.saving import saved_recipe
+from pdopt.training.saving import RunFolder, saved_recipe
 from pdopt.training.scoring import Scores
 from pdopt.training.trainer import train
 from pdopt.types import Status
@@ -105,6 +107,70 @@ def test_a_stopped_run_goes_on_with_the_same_bits(whole, tmp_path, at):
     assert resumed.status == Status.OPTIMAL
     assert_same_bits(resumed.state, whole[0].state)
     assert told(first, second) == told(whole[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_while_the_first_is_saving(whole, tmp_path, monkeypatch, number):
+    """A second Ctrl-C ends at once, and what is half written counts for nothing; a repeated SIGTERM changes nothing."""
+    save, stop = RunFolder.save, Notes(3, lambda: signal.raise_signal(number))
+
+    def interrupted(folder, step, state, extra):
+        started = save(folder, step, state, extra)
+        if step > 3:
+            signal.raise_signal(number)
+        return started
+
+    monkeypatch.setattr(RunFolder, "save", interrupted)
+    if number == signal.SIGINT:
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny.recipe(tmp_path / "run"), reporters=[stop])
+    else:
+        assert train(tiny.recipe(tmp_path / "run"), reporters=[stop]).status == Status.INTERRUPTED
+    monkeypatch.undo()
+    resumed = train(saved_recipe(tmp_path / "run"), reporters=[], resume=True)
+    assert_same_bits(resumed.state, whole[0].state)
+
+
+def test_a_run_is_told_to_tensorboard_and_to_wandb(whole, tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    recipe = tiny.recipe(tmp_path / "run", training={"reporters": ["tensorboard", "wandb"]})
+    trained = train(recipe)
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("reward")] == [3, 4, 5, 6]
+    last = events.Scalars("constraint/length/multiplier")[-1].value
+    assert last == pytest.approx(float(trained.state.constraints.y[0]))
+    assert "evaluation/reward" in events.Tags()["scalars"]
+    assert [row["step"] for row in fake.rows if "reward" in row] == [3, 4, 5, 6]
+    assert fake.config["constraints"][0]["name"] == "length"
+    assert fake.finished
+
+
+class FakeWandb(types.ModuleType):
+    """What a reporter asks of wandb, kept."""
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.rows, self.config, self.finished, self.id = [], {}, False, "abc"
+
+    def init(self, *, config, **more):
+        self.config = config
+        return self
+
+    def define_metric(self, *names, **more):
+        """Nothing to keep."""
+
+    def log(self, row):
+        self.rows.append(row)
+
+    def finish(self):
+        self.finished = True
+
+    def Table(self, *, columns, data):
+        return (columns, data)
 
 
 def test_a_signal_in_the_middle_of_scoring_ends_the_step_first(tmp_path):
