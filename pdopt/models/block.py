@@ -6,6 +6,7 @@ What stands between the two, attention, belongs to the caller: a block of tokens
 A layer is a nested dictionary of arrays, named as in `config.shapes`.
 """
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,9 +28,25 @@ def norm(x: Any, weight: Any, epsilon: float, offset: bool = False) -> Any:
         [1. 1.]
     """
     wide = x.astype(jnp.float32)
-    scale = lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)
+    scale = lax.rsqrt(jnp.mean(wide * wide, axis=-1) + epsilon)
     factor = weight.astype(jnp.float32)
-    return (wide * scale * (1 + factor if offset else factor)).astype(x.dtype)
+    return scaled(wide * lax.broadcast_in_dim(scale, x.shape, range(x.ndim - 1)), 1 + factor if offset else factor).astype(x.dtype)
+
+
+@jax.custom_jvp
+def scaled(x: Any, factor: Any) -> Any:
+    return x * factor
+
+
+@scaled.defjvp
+def _scaled_jvp(given: Any, moved: Any) -> Any:
+    (x, factor), (dx, dfactor) = given, moved
+    return x * factor, dx * factor + x * everywhere(dfactor, x.shape[:-1])
+
+
+def everywhere(v, shape):
+    ones = jnp.ones((math.prod(shape), 1), v.dtype)
+    return jnp.matmul(ones, v[None], precision=lax.Precision.HIGHEST).reshape(*shape, -1)
 
 
 def normed(config: DecoderConfig, x: Any, weight: Any) -> Any:
@@ -57,7 +74,9 @@ def linear(part: Any, name: str, x: Any, axes: int = 1) -> Any:
         >>> print(linear({"up": jnp.ones((2, 3)), "up_bias": jnp.ones(3)}, "up", jnp.ones((1, 2))))
         [[3. 3. 3.]]
     """
-    out = jnp.tensordot(x, part[name].astype(x.dtype), axes)
+    weight = part[name].astype(x.dtype)
+    flat = x.reshape(-1, math.prod(weight.shape[:axes]))
+    out = (flat @ weight.reshape(flat.shape[1], -1)).reshape(*x.shape[: x.ndim - axes], *weight.shape[axes:])
     bias, low = part.get(f"{name}_bias"), part.get(f"{name}_low")
     if low is not None:
         out = out + jnp.tensordot(jnp.tensordot(x, low.a.astype(x.dtype), axes), low.b.astype(x.dtype), 1)

@@ -181,15 +181,16 @@ def _placed(tokens: Any, positions: Any, valid: Any) -> tuple[Any, Any]:
 
 
 def run_layers(
-    config: DecoderConfig, execution: Execution, params: Any, tokens: Any, positions: Any, valid: Any
+    config: DecoderConfig, execution: Execution, params: Any, tokens: Any, positions: Any, valid: Any, see: Any = None
 ) -> tuple[Any, Any]:
     """Normalised hidden states of a block of tokens, each of which sees the valid ones before it; the experts' tallies.
 
-    The tallies are stacked over layers, None without experts.
+    `see(layer, q, k, v)` is another attention (`continuations`). The tallies are stacked over layers, None without
+    experts.
     """
     h, turned, kernel = enter(config, execution, params["embed"], tokens, positions)
     mesh = execution.mesh
-    see = block_attention(config, kernel, positions, valid, mesh)
+    see = block_attention(config, kernel, positions, valid, mesh) if see is None else see
 
     def block(h: Any, layer: Any) -> tuple[Any, Any]:
         h = constrain(checkpoint_name(h, BLOCK_INPUT), mesh, *RESIDUAL)

@@ -353,7 +353,17 @@ def rows_divide(mesh: Any, rows: int) -> bool:
     """
     if mesh is None or not set(AXES) <= set(mesh.shape):
         return False
-    return rows % math.prod(mesh.shape[axis] for axis in ROWS) == 0
+    return rows % rows_over(mesh) == 0
+
+
+def rows_over(mesh: Any) -> int:
+    """Devices that rows are split over; 1 without a mesh.
+
+    Example:
+        >>> rows_over(None), rows_over(make_mesh(devices=jax.devices()[:1]))
+        (1, 1)
+    """
+    return 1 if mesh is None else math.prod(mesh.shape.get(axis, 1) for axis in ROWS)
 
 
 def lookup(table: Any, tokens: Any, dtype: Any, mesh: Any = None) -> Any:
