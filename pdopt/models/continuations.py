@@ -11,6 +11,7 @@ each continuation behind a prompt of its own: gradients of what is lent are summ
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from pdopt.errors import require_shape
@@ -38,7 +39,6 @@ def states_before(model: Decoder, prompts: Any, valid: Any, tokens: Any, present
         InvalidProblem: shapes that do not match.
 
     Example:
-        >>> import jax
         >>> from pdopt.models.decoder import initialise
         >>> config = DecoderConfig(vocabulary=32, width=8, depth=1, heads=2, kv_heads=1, head_dim=4, hidden=16)
         >>> model = Decoder(initialise(config, jax.random.key(0)), config)
@@ -96,10 +96,11 @@ def _attention(
     later = causal_mask(present, present)
     whole = jnp.broadcast_to(repeated(valid, group)[:, None], (rows, read, width))
     later = jnp.concatenate([whole, later], axis=2)
+    fast = "columns" if kernel == "xla" and jax.default_backend() == "cpu" else kernel
 
     def see(layer: Any, q: Any, k: Any, v: Any) -> Any:
         (q, own_q), (k, own_k), (v, own_v) = (_apart(x, width, read) for x in (q, k, v))
-        seen = look(config, layer, own_q, lend(k, own_k), lend(v, own_v), later, kernel, at=width)
+        seen = look(config, layer, own_q, lend(k, own_k), lend(v, own_v), later, fast, at=width)
         return _joined(look(config, layer, q, k, v, first, kernel), seen)
 
     return see

@@ -20,7 +20,7 @@ from pdopt.errors import InvalidOption, require_shape
 from pdopt.models.block import normed, packed, project, residual_and_tally, turns
 from pdopt.models.config import DecoderConfig
 from pdopt.models.kernels import block_attention, choose, needs_front
-from pdopt.models.log_probs import CHUNK, TokenScores, token_log_probs
+from pdopt.models.log_probs import TokenScores, token_log_probs
 from pdopt.models.lora import Adapters, beside, merged
 from pdopt.models.sharding import RESIDUAL, constrain, lookup, split_heads, whole_layer
 from pdopt.types import record
@@ -123,7 +123,7 @@ class Decoder:
         """`hidden @ head` in float32."""
         return logits(self.config, self.execution, head(self.config, self.params), hidden)
 
-    def scores(self, hidden: Any, targets: Any, temperature: Any = 1.0, chunk: int = CHUNK) -> TokenScores:
+    def scores(self, hidden: Any, targets: Any, temperature: Any = 1.0, chunk: int | None = None) -> TokenScores:
         """Log-probabilities and entropies of `targets (b, t)` after `hidden`, without holding the logits."""
         matrix, mesh = head(self.config, self.params), self.execution.mesh
         return token_log_probs(hidden, matrix, targets, temperature, chunk, mesh, self.config.logit_cap)

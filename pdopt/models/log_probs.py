@@ -38,7 +38,7 @@ def token_log_probs(
     head: Any,
     targets: Any,
     temperature: Any = 1.0,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     mesh: Any = None,
     cap: float | None = None,
 ) -> TokenScores:
@@ -47,7 +47,8 @@ def token_log_probs(
     Args:
         hidden: `(..., width)` last hidden states; head: `(width, vocabulary)`; targets: `(...)` int token ids.
         temperature: > 0; divides the hidden states, so it costs nothing.
-        chunk: tokens whose logits exist at once, on each device, >= 1, where there are more than `KEPT` logits.
+        chunk: tokens whose logits exist at once, on each device, >= 1; None: `CHUNK`, or all where that makes at most
+            `KEPT` logits.
         mesh: splits the first axis of hidden and targets over `data` and `fsdp` (`Execution.mesh`); None: no mesh.
         cap: c, where logits are `c tanh(hidden @ head / c)` before the temperature (`DecoderConfig.logit_cap`).
 
@@ -61,7 +62,8 @@ def token_log_probs(
     """
     require_shape("targets", jnp.shape(targets), jnp.shape(hidden)[:-1], "hidden has a state for each")
     require_shape("hidden's last axis", jnp.shape(hidden)[-1:], jnp.shape(head)[:1], "head has that many rows")
-    require_range("chunk", chunk, 1)
+    if chunk is not None:
+        require_range("chunk", chunk, 1)
     if not rows_divide(mesh, jnp.shape(hidden)[0]):
         return _scores(hidden, targets, head, temperature, chunk, cap=cap)
     places = (P(ROWS), P(ROWS), P("fsdp", "tensor"), P())
@@ -69,7 +71,7 @@ def token_log_probs(
     return local(hidden, targets, head, jnp.asarray(temperature, jnp.float32))
 
 
-def _local_scores(hidden: Any, targets: Any, head: Any, temperature: Any, chunk: int, cap: float | None) -> TokenScores:
+def _local_scores(hidden: Any, targets: Any, head: Any, temperature: Any, chunk: int | None, cap: float | None) -> TokenScores:
     """One device's rows under its part of the vocabulary."""
     # Made to vary over devices before the loop: gradients are then summed over devices behind the loop, not in it.
     whole = lax.pcast(lax.all_gather(head, "fsdp", axis=0, tiled=True), "data", to="varying")
@@ -77,13 +79,13 @@ def _local_scores(hidden: Any, targets: Any, head: Any, temperature: Any, chunk:
 
 
 def _scores(
-    hidden: Any, targets: Any, head: Any, temperature: Any, chunk: int, axis: str | None = None,
+    hidden: Any, targets: Any, head: Any, temperature: Any, chunk: int | None, axis: str | None = None,
     cap: float | None = None,
 ) -> TokenScores:  # fmt: skip
     """The scores chunk by chunk; `axis` names the mesh axis that splits the vocabulary, if one does."""
     width, count = hidden.shape[-1], targets.size
     few = count * head.shape[1] <= KEPT
-    size = max(count, 1) if few else min(chunk, count)
+    size = max(count if chunk is None and few else min(chunk or CHUNK, count), 1)
     blocks = -(-count // size)
     spare = blocks * size - count
     divided = hidden if cap is not None else hidden / jnp.asarray(temperature, hidden.dtype)
@@ -106,8 +108,7 @@ def _scores(
         picked = total(jnp.sum(jnp.where(here, logits, 0), axis=-1))
         return TokenScores(picked - lse, lse - total(jnp.sum(weights * logits, axis=-1)) / whole)
 
-    if few:
-        scores = score((states, tokens))
-    else:
-        scores = lax.map(jax.checkpoint(score), (states.reshape(blocks, size, width), tokens.reshape(blocks, size)))
+    if blocks > 1 or not few:
+        score = jax.checkpoint(score)
+    scores = lax.map(score, (states.reshape(blocks, size, width), tokens.reshape(blocks, size)))
     return TokenScores(*(leaf.reshape(-1)[:count].reshape(targets.shape) for leaf in scores))
