@@ -1,7 +1,7 @@
 """Attention with its gradient by hand, for a CPU: no matrix of scores is ever turned round.
 
-    W' = exp(K Q' / sqrt e - max),   z = sum_s W',   O' = V' W' / z            ' is turned: a column for each query
-    dV = W' (dO / z),   dS' = W' (V dO' - sum_e O' dO') / z,   dK = dS' Q / sqrt e,   dQ' = K' dS' / sqrt e
+    W' = exp(c K Q' - max),   z = sum_s W',   O' = V' W' / z             ' is turned: a column for each query
+    dV = W' (dO / z),   dS' = W' (V dO' - sum_e O' dO') / z,   dK = c dS' Q,   dQ' = c K' dS'
 
 With a column for each query every product reads the large matrices, `(keys, queries)`, as they lie, and only those of
 `(tokens, e)` are turned; left to its own rules the compiler copies the large ones several times. As an autodiff rule of
@@ -14,6 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+# Added to the score of a key that is not seen: finite, and so large that scores vanish beside it.
+UNSEEN = -1e30
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -34,29 +37,31 @@ def attend_columns(q: Any, k: Any, v: Any, mask: Any, scale: float) -> Any:
 
 
 def _forward(q: Any, k: Any, v: Any, mask: Any, scale: float) -> tuple[Any, Any]:
-    (b, t, heads, e), (_, s, kv_heads, _) = q.shape, k.shape
-    group = heads // kv_heads
-    scores = _product(k.transpose(0, 2, 1, 3), _queries(q, kv_heads)).reshape(b, kv_heads, s, group, t) * scale
-    scores = jnp.where(_seen(mask), scores, jnp.finfo(scores.dtype).min)
+    (b, t, heads, _), (_, s, kv_heads, _) = q.shape, k.shape
+    scores = _product(k.transpose(0, 2, 1, 3), _queries(q * jnp.asarray(scale, q.dtype), kv_heads))
+    unseen = jnp.where(mask, 0, jnp.asarray(UNSEEN, scores.dtype)).swapaxes(1, 2)[:, None, :, None, :]
+    scores = scores.reshape(b, kv_heads, s, heads // kv_heads, t) + unseen
     weights = jnp.exp(scores - jnp.max(scores, axis=2, keepdims=True))
-    total = jnp.sum(weights, axis=2).reshape(b, kv_heads, 1, group * t)
-    weights = weights.reshape(b, kv_heads, s, group * t)
+    total = jnp.sum(weights, axis=2).reshape(b, kv_heads, 1, -1)
+    weights = weights.reshape(b, kv_heads, s, -1)
     found = _product(v.transpose(0, 2, 3, 1), weights.astype(v.dtype)) / total
     return _tokens(found, q.shape).astype(q.dtype), (q, k, v, mask, weights, total, found)
 
 
 def _backward(scale: float, kept: Any, cotangent: Any) -> tuple[Any, Any, Any, None]:
     q, k, v, mask, weights, total, found = kept
-    (b, t, heads, e), (_, s, kv_heads, _) = q.shape, k.shape
-    group = heads // kv_heads
-    share = _queries(cotangent.astype(jnp.float32), kv_heads) / total
+    kv_heads, scale = k.shape[2], jnp.asarray(scale, q.dtype)
     turned = lambda x: x.swapaxes(2, 3)
+    share = _queries(cotangent.astype(jnp.float32), kv_heads) / total
     dv = _product(weights.astype(v.dtype), turned(share).astype(v.dtype))
-    rise = _product(v.transpose(0, 2, 1, 3), share.astype(v.dtype)) - jnp.sum(found * share, axis=2, keepdims=True)
-    slope = (weights * rise * scale).reshape(b, kv_heads, s, group, t)
-    slope = jnp.where(_seen(mask), slope, 0).reshape(weights.shape).astype(k.dtype)
-    dk = _product(slope, turned(_queries(q, kv_heads)))
-    dq = _product(k.transpose(0, 2, 3, 1), slope)
+    # A query that sees nothing has even weights whatever its scores are.
+    sees = jnp.broadcast_to(jnp.any(mask, axis=2)[:, :, None, None], (*q.shape[:3], 1))
+    share = share * _queries(sees.astype(share.dtype), kv_heads)
+    # The barrier keeps the sum out of the loop over all scores, where it would be made again for every key.
+    level = lax.optimization_barrier(jnp.sum(found * share, axis=2, keepdims=True))
+    slope = (weights * (_product(v.transpose(0, 2, 1, 3), share.astype(v.dtype)) - level)).astype(k.dtype)
+    dk = _product(slope, turned(_queries(q * scale, kv_heads)))
+    dq = _product(k.transpose(0, 2, 3, 1), slope) * scale
     keys = lambda x, like: x.transpose(0, 2, 1, 3).astype(like.dtype)
     return _tokens(dq, q.shape).astype(q.dtype), keys(dk, k), keys(dv, v), None
 
@@ -80,7 +85,3 @@ def _tokens(x: Any, shape: tuple[int, ...]) -> Any:
     b, t, heads, e = shape
     return x.reshape(b, x.shape[1], e, -1, t).transpose(0, 4, 1, 3, 2).reshape(shape)
 
-
-def _seen(mask: Any) -> Any:
-    """`(b, t, s)` as `(b, 1, s, 1, t)`."""
-    return mask.swapaxes(1, 2)[:, None, :, None, :]
