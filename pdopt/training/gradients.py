@@ -51,7 +51,7 @@ class Part(NamedTuple):
 
 
 # Tokens whose activations stay in a core's cache, and in memory that the allocator of a CPU keeps between steps.
-CPU_TOKENS = 512
+CPU_TOKENS = 640
 
 Objective = Callable[[TokenScores, Part, Totals], tuple[Any, dict[str, Any]]]
 
