@@ -71,7 +71,9 @@ def token_log_probs(
     return local(hidden, targets, head, jnp.asarray(temperature, jnp.float32))
 
 
-def _local_scores(hidden: Any, targets: Any, head: Any, temperature: Any, chunk: int | None, cap: float | None) -> TokenScores:
+def _local_scores(
+    hidden: Any, targets: Any, head: Any, temperature: Any, chunk: int | None, cap: float | None
+) -> TokenScores:
     """One device's rows under its part of the vocabulary."""
     # Made to vary over devices before the loop: gradients are then summed over devices behind the loop, not in it.
     whole = lax.pcast(lax.all_gather(head, "fsdp", axis=0, tiled=True), "data", to="varying")

@@ -357,12 +357,7 @@ def rows_divide(mesh: Any, rows: int) -> bool:
 
 
 def rows_over(mesh: Any) -> int:
-    """Devices that rows are split over; 1 without a mesh.
-
-    Example:
-        >>> rows_over(None), rows_over(make_mesh(devices=jax.devices()[:1]))
-        (1, 1)
-    """
+    """Devices that rows are split over; 1 without a mesh."""
     return 1 if mesh is None else math.prod(mesh.shape.get(axis, 1) for axis in ROWS)
 
 

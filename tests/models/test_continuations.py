@@ -36,7 +36,8 @@ RNG = np.random.default_rng(0)
 PROMPTS, COUNT, COLUMNS = 2, 6, 5
 VALID = jnp.arange(4) >= jnp.array([[2], [0]])
 PRESENT = jnp.arange(COLUMNS) < jnp.array([5, 1, 3, 4, 5, 2])[:, None]
-TEXTS = jnp.asarray(RNG.integers(2, 24, (PROMPTS, 4))), VALID, jnp.asarray(RNG.integers(2, 24, (COUNT, COLUMNS))), PRESENT
+DRAW = lambda *shape: jnp.asarray(RNG.integers(2, 24, shape))
+TEXTS = DRAW(PROMPTS, 4), VALID, DRAW(COUNT, COLUMNS), PRESENT
 WEIGHTS = jnp.asarray(RNG.standard_normal((COUNT, COLUMNS, 12)), jnp.float32) * PRESENT[..., None]
 
 

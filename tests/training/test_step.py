@@ -217,7 +217,8 @@ def test_micro_batches_take_as_much_of_a_group_as_fits():
     six = split_part(part, 6)
     np.testing.assert_array_equal(six.tokens[..., 0], [[0, 1, 4, 5, 8, 9], [2, 3, 6, 7, 10, 11]])
     np.testing.assert_array_equal(six.prompts[..., 0], [[0, 1, 2]] * 2)
-    four = split_part(part._replace(prompts=prompts[:2], valid=part.valid[:2]), 4, make_mesh(2, 1, 1, jax.devices()[:2]))
+    mesh = make_mesh(2, 1, 1, jax.devices()[:2])
+    four = split_part(part._replace(prompts=prompts[:2], valid=part.valid[:2]), 4, mesh)
     assert four.prompts.shape == (3, 2, 1), "on each of two devices, two completions of a prompt of its own"
 
 
