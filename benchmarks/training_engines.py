@@ -70,8 +70,8 @@ class Pdopt:
 
         plan, mask = self.prepared.plan, batch["mask"]
         part = Part(
-            batch["prompts"][::GROUP], batch["valid"][::GROUP], batch["tokens"], mask, mask, np.zeros(mask.shape, np.float32),
-            advantage=batch["advantage"],
+            batch["prompts"][::GROUP], batch["valid"][::GROUP], batch["tokens"], mask, mask,
+            np.zeros(mask.shape, np.float32), advantage=batch["advantage"],
         )  # fmt: skip
         part = jax.tree.map(jax.numpy.asarray, part)
 

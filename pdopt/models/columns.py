@@ -82,5 +82,5 @@ def _queries(x: Any, kv_heads: int) -> Any:
 
 def _tokens(x: Any, shape: tuple[int, ...]) -> Any:
     """Back from `_queries`."""
-    b, t, heads, e = shape
+    b, t, _, e = shape
     return x.reshape(b, x.shape[1], e, -1, t).transpose(0, 4, 1, 3, 2).reshape(shape)

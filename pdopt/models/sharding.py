@@ -353,12 +353,7 @@ def rows_divide(mesh: Any, rows: int) -> bool:
     """
     if mesh is None or not set(AXES) <= set(mesh.shape):
         return False
-    return rows % rows_over(mesh) == 0
-
-
-def rows_over(mesh: Any) -> int:
-    """Devices that rows are split over; 1 without a mesh."""
-    return 1 if mesh is None else math.prod(mesh.shape.get(axis, 1) for axis in ROWS)
+    return rows % math.prod(mesh.shape[axis] for axis in ROWS) == 0
 
 
 def lookup(table: Any, tokens: Any, dtype: Any, mesh: Any = None) -> Any:

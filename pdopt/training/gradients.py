@@ -21,7 +21,7 @@ from jax import lax
 from pdopt.models.continuations import states_before
 from pdopt.models.decoder import Decoder
 from pdopt.models.log_probs import TokenScores
-from pdopt.models.sharding import rows_over
+from pdopt.models.sharding import ROWS
 from pdopt.training.objectives import Totals, totals
 from pdopt.training.state import Fixed, policy
 
@@ -144,7 +144,7 @@ def _shares(part: Part, micro: int, mesh: Any = None) -> _Shares:
     because micro divides P G.
     """
     rows, prompts = part.tokens.shape[0], part.prompts.shape[0]
-    ways = rows_over(mesh)
+    ways = 1 if mesh is None else math.prod(mesh.shape.get(axis, 1) for axis in ROWS)
     even = ways if prompts % ways == 0 and micro % ways == 0 else 1
     completions = math.gcd(micro // even, rows // prompts)
     return _Shares(micro // completions, completions)
