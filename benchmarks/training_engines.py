@@ -70,8 +70,8 @@ class Pdopt:
 
         plan, mask = self.prepared.plan, batch["mask"]
         part = Part(
-            batch["prompts"], batch["valid"], batch["tokens"], mask, mask, np.zeros(mask.shape, np.float32),
-            advantage=batch["advantage"],
+            batch["prompts"][::GROUP], batch["valid"][::GROUP], batch["tokens"], mask, mask,
+            np.zeros(mask.shape, np.float32), advantage=batch["advantage"],
         )  # fmt: skip
         part = jax.tree.map(jax.numpy.asarray, part)
 
@@ -92,7 +92,7 @@ class Pdopt:
 
         from pdopt.training.data import Position, next_batch
         from pdopt.training.feed import prompt_arrays
-        from pdopt.training.rollout import generate
+        from pdopt.training.rollout import generate, packed_weights
         from pdopt.training.scoring import Sampled
         from pdopt.training.state import policy, step_key
         from pdopt.training.step import Experience, policy_step
@@ -104,8 +104,8 @@ class Pdopt:
             batch, position = next_batch(prepared.stream, position)
             asked = prompt_arrays(batch, GROUP, prepared.policy.pad, None)
             rolled = generate(
-                policy(self.fixed, self.state.trainable), asked.prompts, asked.valid, step_key(self.state), sampling,
-                asked.numbers, prepared.policy.pad,
+                packed_weights(policy(self.fixed, self.state.trainable)), asked.once, asked.once_valid,
+                step_key(self.state), sampling, asked.numbers, prepared.policy.pad, group=GROUP,
             )  # fmt: skip
             arrays = (np.asarray(x) for x in (asked.prompts, asked.valid, rolled.tokens, rolled.mask))
             prompts, valid, tokens, mask = arrays

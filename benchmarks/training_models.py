@@ -67,19 +67,19 @@ def word_tokenizer() -> Any:
 
 
 def fixed_batch() -> dict[str, np.ndarray]:
-    """Rows that both libraries take the gradient of; uneven lengths, advantages of both signs.
+    """Rows that both libraries take the gradient of: prompts in groups, uneven lengths, advantages of both signs.
 
     Example:
         >>> {name: value.shape for name, value in fixed_batch().items() if value.ndim == 1}
         {'advantage': (64,)}
     """
     rng = np.random.default_rng(1)
-    valid = np.arange(LONGEST)[None] >= LONGEST - rng.integers(SHORTEST, LONGEST + 1, ROWS)[:, None]
+    valid = np.arange(LONGEST)[None] >= LONGEST - rng.integers(SHORTEST, LONGEST + 1, PROMPTS)[:, None]
     mask = np.arange(NEW)[None] < rng.integers(NEW // 2, NEW + 1, ROWS)[:, None]
-    draw = lambda columns: rng.integers(2, NEVER, (ROWS, columns))
+    draw = lambda valid: np.where(valid, rng.integers(2, NEVER, valid.shape), PAD).astype(np.int32)
+    every = lambda once: np.repeat(once, GROUP, axis=0)
     return {
-        "prompts": np.where(valid, draw(LONGEST), PAD).astype(np.int32), "valid": valid,
-        "tokens": np.where(mask, draw(NEW), PAD).astype(np.int32), "mask": mask,
+        "prompts": every(draw(valid)), "valid": every(valid), "tokens": draw(mask), "mask": mask,
         "advantage": rng.standard_normal(ROWS).astype(np.float32),
     }  # fmt: skip
 

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from pdopt.errors import InvalidOption
+from pdopt.models.columns import attend_columns
 from pdopt.models.config import Rope
 
-KERNELS = ("xla", "cudnn", "splash")
+KERNELS = ("xla", "columns", "cudnn", "splash")
 
 _log = logging.getLogger(__name__)
 
@@ -71,6 +72,8 @@ def attend(
     scale = q.shape[-1] ** -0.5 if scalar is None else scalar**-0.5
     if cap is not None:
         return _capped(q, k, v, mask, scale, cap)
+    if kernel == "columns":
+        return attend_columns(q, k, v, mask, scale)
     named: Any = "cudnn" if kernel == "cudnn" else "xla"
     return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], scale=scale, implementation=named)
 

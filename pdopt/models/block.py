@@ -33,9 +33,31 @@ def norm(x: Any, weight: Any, epsilon: float, offset: bool = False) -> Any:
         [1. 1.]
     """
     wide = x.astype(jnp.float32)
-    scale = lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)
+    scale = lax.rsqrt(jnp.mean(wide * wide, axis=-1) + epsilon)
     factor = weight.astype(jnp.float32)
-    return (wide * scale * (1 + factor if offset else factor)).astype(x.dtype)
+    unit = wide * lax.broadcast_in_dim(scale, x.shape, range(x.ndim - 1))
+    return scaled(unit, 1 + factor if offset else factor).astype(x.dtype)
+
+
+@jax.custom_jvp
+def scaled(x: Any, factor: Any) -> Any:
+    """`x factor`, a vector times every row of x, whose gradient in the vector is one product: `1' (x dy)`.
+
+    A CPU sums over rows ten times faster that way than by adding them up.
+
+    Example:
+        >>> print(jax.grad(lambda factor: scaled(jnp.ones((3, 2)), factor).sum())(jnp.ones(2)))
+        [3. 3.]
+    """
+    return x * factor
+
+
+@scaled.defjvp
+def _scaled(given: tuple[Any, Any], moved: tuple[Any, Any]) -> tuple[Any, Any]:
+    (x, factor), (dx, dfactor) = given, moved
+    ones = jnp.ones((math.prod(x.shape[:-1]), 1), dfactor.dtype)
+    rows = jnp.matmul(ones, dfactor[None], precision=lax.Precision.HIGHEST).reshape(x.shape)
+    return x * factor, dx * factor + x * rows
 
 
 def normed(config: DecoderConfig, x: Any, weight: Any) -> Any:
@@ -105,7 +127,10 @@ def linear(part: Any, name: str, x: Any, axes: int = 1) -> Any:
     if isinstance(weight, Outward):
         out = weight.after(x.reshape(*x.shape[: x.ndim - axes], -1))
     else:
-        out = jnp.tensordot(x, weight.astype(x.dtype), axes)
+        # Rows of one axis: with two, the gradient of W would be a product of turned copies on a CPU.
+        weight = weight.astype(x.dtype)
+        flat = x.reshape(-1, math.prod(weight.shape[:axes]))
+        out = (flat @ weight.reshape(flat.shape[1], -1)).reshape(*x.shape[: x.ndim - axes], *weight.shape[axes:])
     bias, low = part.get(f"{name}_bias"), part.get(f"{name}_low")
     if low is not None:
         out = out + jnp.tensordot(jnp.tensordot(x, low.a.astype(x.dtype), axes), low.b.astype(x.dtype), 1)

@@ -20,7 +20,7 @@ from pdopt.errors import InvalidOption, require_shape
 from pdopt.models.block import Outward, normed, packed, project, residual_and_tally, turns
 from pdopt.models.config import DecoderConfig
 from pdopt.models.kernels import block_attention, choose, needs_front
-from pdopt.models.log_probs import CHUNK, TokenScores, token_log_probs
+from pdopt.models.log_probs import TokenScores, token_log_probs
 from pdopt.models.lora import Adapters, beside, merged
 from pdopt.models.sharding import RESIDUAL, constrain, lookup, split_heads, whole_layer
 from pdopt.types import record
@@ -123,7 +123,7 @@ class Decoder:
         """`hidden @ head` in float32."""
         return logits(self.config, self.execution, head(self.config, self.params), hidden)
 
-    def scores(self, hidden: Any, targets: Any, temperature: Any = 1.0, chunk: int = CHUNK) -> TokenScores:
+    def scores(self, hidden: Any, targets: Any, temperature: Any = 1.0, chunk: int | None = None) -> TokenScores:
         """Log-probabilities and entropies of `targets (b, t)` after `hidden`, without holding the logits."""
         matrix, mesh = head(self.config, self.params), self.execution.mesh
         return token_log_probs(hidden, matrix, targets, temperature, chunk, mesh, self.config.logit_cap)
@@ -184,15 +184,16 @@ def _placed(tokens: Any, positions: Any, valid: Any) -> tuple[Any, Any]:
 
 
 def run_layers(
-    config: DecoderConfig, execution: Execution, params: Any, tokens: Any, positions: Any, valid: Any
+    config: DecoderConfig, execution: Execution, params: Any, tokens: Any, positions: Any, valid: Any, see: Any = None
 ) -> tuple[Any, Any]:
     """Normalised hidden states of a block of tokens, each of which sees the valid ones before it; the experts' tallies.
 
-    The tallies are stacked over layers, None without experts.
+    `see(layer, q, k, v)` is another attention (`continuations`). The tallies are stacked over layers, None without
+    experts.
     """
     h, turned, kernel = enter(config, execution, params["embed"], tokens, positions)
     mesh = execution.mesh
-    see = block_attention(config, kernel, positions, valid, mesh)
+    see = block_attention(config, kernel, positions, valid, mesh) if see is None else see
 
     def block(h: Any, layer: Any) -> tuple[Any, Any]:
         h = constrain(checkpoint_name(h, BLOCK_INPUT), mesh, *RESIDUAL)

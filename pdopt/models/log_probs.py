@@ -3,7 +3,8 @@
     z_v = h . u_v / T;   lse = log sum_v exp z_v;   log p = z_target - lse;   entropy = lse - sum_v exp(z_v - lse) z_v
 
 Tokens go through the head in chunks, and each chunk is made again on the way back (`jax.checkpoint`): that, not the
-loop, is what bounds the memory of the gradient, to one chunk of logits and the gradient of the head.
+loop, is what bounds the memory of the gradient, to one chunk of logits and the gradient of the head. Few logits, up to
+`KEPT` in all, are made once and kept.
 
 On a mesh each device scores its own rows, and the gradient of the head is summed over devices once, after the last
 chunk; left to the compiler, every device scores all rows and sums after each.
@@ -21,8 +22,8 @@ from pdopt.errors import require_range, require_shape
 from pdopt.models.sharding import ROWS, rows_divide
 
 CHUNK = 256
-# Logits of a chunk up to which keeping them for the way back is cheaper than making them again.
-KEPT = 2**18
+# Logits up to which keeping all of them for the way back is cheaper than making them again.
+KEPT = 2**19
 
 
 class TokenScores(NamedTuple):
@@ -37,7 +38,7 @@ def token_log_probs(
     head: Any,
     targets: Any,
     temperature: Any = 1.0,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     mesh: Any = None,
     cap: float | None = None,
 ) -> TokenScores:
@@ -46,7 +47,8 @@ def token_log_probs(
     Args:
         hidden: `(..., width)` last hidden states; head: `(width, vocabulary)`; targets: `(...)` int token ids.
         temperature: > 0; divides the hidden states, so it costs nothing.
-        chunk: tokens whose logits exist at once, on each device, >= 1.
+        chunk: tokens whose logits exist at once, on each device, >= 1; None: `CHUNK`, or all where that makes at most
+            `KEPT` logits.
         mesh: splits the first axis of hidden and targets over `data` and `fsdp` (`Execution.mesh`); None: no mesh.
         cap: c, where logits are `c tanh(hidden @ head / c)` before the temperature (`DecoderConfig.logit_cap`).
 
@@ -60,7 +62,8 @@ def token_log_probs(
     """
     require_shape("targets", jnp.shape(targets), jnp.shape(hidden)[:-1], "hidden has a state for each")
     require_shape("hidden's last axis", jnp.shape(hidden)[-1:], jnp.shape(head)[:1], "head has that many rows")
-    require_range("chunk", chunk, 1)
+    if chunk is not None:
+        require_range("chunk", chunk, 1)
     if not rows_divide(mesh, jnp.shape(hidden)[0]):
         return _scores(hidden, targets, head, temperature, chunk, cap=cap)
     places = (P(ROWS), P(ROWS), P("fsdp", "tensor"), P())
@@ -68,7 +71,9 @@ def token_log_probs(
     return local(hidden, targets, head, jnp.asarray(temperature, jnp.float32))
 
 
-def _local_scores(hidden: Any, targets: Any, head: Any, temperature: Any, chunk: int, cap: float | None) -> TokenScores:
+def _local_scores(
+    hidden: Any, targets: Any, head: Any, temperature: Any, chunk: int | None, cap: float | None
+) -> TokenScores:
     """One device's rows under its part of the vocabulary."""
     # Made to vary over devices before the loop: gradients are then summed over devices behind the loop, not in it.
     whole = lax.pcast(lax.all_gather(head, "fsdp", axis=0, tiled=True), "data", to="varying")
@@ -76,12 +81,13 @@ def _local_scores(hidden: Any, targets: Any, head: Any, temperature: Any, chunk:
 
 
 def _scores(
-    hidden: Any, targets: Any, head: Any, temperature: Any, chunk: int, axis: str | None = None,
+    hidden: Any, targets: Any, head: Any, temperature: Any, chunk: int | None, axis: str | None = None,
     cap: float | None = None,
 ) -> TokenScores:  # fmt: skip
     """The scores chunk by chunk; `axis` names the mesh axis that splits the vocabulary, if one does."""
     width, count = hidden.shape[-1], targets.size
-    size = min(chunk, max(count, 1))
+    few = count * head.shape[1] <= KEPT
+    size = max(count if chunk is None and few else min(chunk or CHUNK, count), 1)
     blocks = -(-count // size)
     spare = blocks * size - count
     divided = hidden if cap is not None else hidden / jnp.asarray(temperature, hidden.dtype)
@@ -96,14 +102,15 @@ def _scores(
         if cap is not None:
             logits = cap * jnp.tanh(logits / cap) / temperature
         peak = highest(jnp.max(lax.stop_gradient(logits), axis=-1))
-        lse = peak + jnp.log(total(jnp.sum(jnp.exp(logits - peak[:, None]), axis=-1)))
-        place = part[1] - first
-        inside = (place >= 0) & (place < logits.shape[1])
-        picked = jnp.take_along_axis(logits, jnp.where(inside, place, 0)[:, None], axis=-1)[:, 0]
-        mean = total(jnp.sum(jnp.exp(logits - lse[:, None]) * logits, axis=-1))
-        return TokenScores(total(jnp.where(inside, picked, 0)) - lse, lse - mean)
+        weights = jnp.exp(logits - peak[:, None])
+        whole = total(jnp.sum(weights, axis=-1))
+        lse = peak + jnp.log(whole)
+        # A sum, not a look-up: its gradient is one more term of the logits', where that of a look-up is a scatter.
+        here = lax.broadcasted_iota(jnp.int32, logits.shape, 1) == (part[1] - first)[:, None]
+        picked = total(jnp.sum(jnp.where(here, logits, 0), axis=-1))
+        return TokenScores(picked - lse, lse - total(jnp.sum(weights * logits, axis=-1)) / whole)
 
-    if blocks > 1 or size * head.shape[1] > KEPT:
+    if blocks > 1 or not few:
         score = jax.checkpoint(score)
     scores = lax.map(score, (states.reshape(blocks, size, width), tokens.reshape(blocks, size)))
     return TokenScores(*(leaf.reshape(-1)[:count].reshape(targets.shape) for leaf in scores))

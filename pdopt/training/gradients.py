@@ -10,6 +10,7 @@ A model with experts is routed by its scores, and by the prices it came with, wh
 is loaded from and exported to have no place for prices (`models.routed`).
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,17 +18,19 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pdopt.models.continuations import states_before
 from pdopt.models.decoder import Decoder
 from pdopt.models.log_probs import TokenScores
+from pdopt.models.sharding import ROWS
 from pdopt.training.objectives import Totals, totals
 from pdopt.training.state import Fixed, policy
 
 
 class Part(NamedTuple):
-    """Rows that a gradient is taken of; b rows, p prompt columns, t completion columns.
+    """Rows that a gradient is taken of: b = P G completions of P prompts, those of a prompt one after the other.
 
     Attributes:
-        prompts: `(b, p)` left padded; valid: `(b, p)` real tokens.
+        prompts: `(P, p)` left padded, each once; valid: `(P, p)` real tokens.
         tokens: `(b, t)` completions, right padded; mask: `(b, t)` tokens that count.
         present: `(b, t)` tokens that exist: what later tokens may see.
         sampled: `(b, t)` log-probabilities when they were sampled, None in supervised training.
@@ -50,16 +53,14 @@ class Part(NamedTuple):
 
 
 # Tokens whose activations stay in a core's cache, and in memory that the allocator of a CPU keeps between steps.
-CPU_TOKENS = 512
+CPU_TOKENS = 640
 
 Objective = Callable[[TokenScores, Part, Totals], tuple[Any, dict[str, Any]]]
 
 
 def completion_scores(model: Decoder, part: Part, temperature: Any = 1.0) -> TokenScores:
     """Log-probability and entropy of every completion token, `(b, t)` float32, at the sampling temperature."""
-    tokens = jnp.concatenate([part.prompts, part.tokens[:, :-1]], axis=1)
-    valid = jnp.concatenate([part.valid, part.present[:, :-1]], axis=1)
-    hidden = model.hidden(tokens, None, valid)[:, part.prompts.shape[1] - 1 :]
+    hidden = states_before(model, part.prompts, part.valid, part.tokens, part.present)
     return model.scores(hidden, part.tokens, temperature)
 
 
@@ -87,8 +88,8 @@ def gradient(
     def loss(trainable: Any, part: Part) -> tuple[Any, dict[str, Any]]:
         return objective(completion_scores(policy(fixed, trainable), part, temperature), part, whole)
 
-    rows = part.tokens.shape[0]
-    micro = rows_at_once(part, fixed.model.execution.mesh) if micro is None else micro
+    rows, mesh = part.tokens.shape[0], fixed.model.execution.mesh
+    micro = rows_at_once(part, mesh) if micro is None else micro
     differentiate = jax.value_and_grad(loss, has_aux=True)
     if micro == rows:
         (value, metrics), found = differentiate(trainable, part)
@@ -97,7 +98,7 @@ def gradient(
     def body(total: Any, part: Part) -> tuple[Any, None]:
         return jax.tree.map(lambda old, new: old + _wide(new), total, differentiate(trainable, part)), None
 
-    parts = split_rows(part, rows // micro)
+    parts = split_part(part, micro, mesh)
     shape = jax.eval_shape(differentiate, trainable, jax.tree.map(lambda leaf: leaf[0], parts))
     zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), shape)
     ((value, metrics), found), _ = lax.scan(body, zero, parts)
@@ -106,12 +107,12 @@ def gradient(
 
 def scores_in_parts(model: Decoder, part: Part, temperature: Any, micro: int | None) -> TokenScores:
     """`completion_scores` of a batch without its gradient, `micro` rows at a time."""
-    rows = part.tokens.shape[0]
+    rows, mesh = part.tokens.shape[0], model.execution.mesh
     bare = part._replace(sampled=None, old=None, reference=None, advantage=None)
     if micro is None or micro == rows:
         return lax.stop_gradient(completion_scores(model, bare, temperature))
-    found = lax.map(lambda one: completion_scores(model, one, temperature), split_rows(bare, rows // micro))
-    return jax.tree.map(lambda leaf: lax.stop_gradient(leaf.swapaxes(0, 1).reshape(rows, *leaf.shape[2:])), found)
+    found = lax.map(lambda one: completion_scores(model, one, temperature), split_part(bare, micro, mesh))
+    return jax.tree.map(lax.stop_gradient, _rejoined(found, part, mesh))
 
 
 def rows_at_once(part: Part, mesh: Any = None) -> int:
@@ -119,10 +120,82 @@ def rows_at_once(part: Part, mesh: Any = None) -> int:
 
     There a step of width 128 takes two thirds of the time, and a tenth of the memory.
     """
-    rows, columns = part.tokens.shape[0], part.prompts.shape[1] + part.tokens.shape[1]
+    rows = part.tokens.shape[0]
     if mesh is not None or jax.default_backend() != "cpu":
         return rows
-    return max(n for n in range(1, rows + 1) if rows % n == 0 and (n == 1 or n * columns <= CPU_TOKENS))
+    return max(n for n in range(1, rows + 1) if rows % n == 0 and (n == 1 or _columns(part, n) <= CPU_TOKENS))
+
+
+def _columns(part: Part, micro: int) -> int:
+    """Tokens that so many rows make the layers read, pads included."""
+    shares = _shares(part, micro)
+    return shares.prompts * part.prompts.shape[1] + micro * part.tokens.shape[1]
+
+
+class _Shares(NamedTuple):
+    """A micro-batch: so many prompts, with so many completions of each."""
+
+    prompts: int
+    completions: int
+
+
+def _shares(part: Part, micro: int, mesh: Any = None) -> _Shares:
+    """As many completions of the same prompt as there are, so that it is read once; on a mesh, within each device.
+
+    With w devices that rows are split over: `G' = gcd(micro / w, G)` of each of `micro / G'` prompts, which divides P
+    because micro divides P G.
+    """
+    rows, prompts = part.tokens.shape[0], part.prompts.shape[0]
+    ways = 1 if mesh is None else math.prod(mesh.shape.get(axis, 1) for axis in ROWS)
+    even = ways if prompts % ways == 0 and micro % ways == 0 else 1
+    completions = math.gcd(micro // even, rows // prompts)
+    return _Shares(micro // completions, completions)
+
+
+def split_part(part: Part, micro: int, mesh: Any = None) -> Part:
+    """A batch as micro-batches of `micro` rows, a divisor of its rows, on a new leading axis.
+
+    Prompts are taken at equal distances, as in `split_rows`; those whose completions do not fit into one micro-batch
+    come again in the next.
+    """
+    shares = _shares(part, micro, mesh)
+    blocks = part.tokens.shape[0] // part.prompts.shape[0] // shares.completions
+    times = part.prompts.shape[0] // shares.prompts
+    once = lambda leaf: jnp.repeat(split_rows(leaf, times), blocks, axis=0)
+
+    def each(leaf: Any) -> Any:
+        cut = leaf.reshape(shares.prompts, times, blocks, shares.completions, *leaf.shape[1:])
+        return jnp.moveaxis(cut, 0, 2).reshape(times * blocks, micro, *leaf.shape[1:])
+
+    made = jax.tree.map(each, part._replace(prompts=None, valid=None))
+    return made._replace(prompts=once(part.prompts), valid=once(part.valid))
+
+
+def _rejoined(found: Any, part: Part, mesh: Any) -> Any:
+    """What micro-batches made, `(count, micro, ...)`, as rows of the whole: back from `split_part`."""
+
+    def joined(leaf: Any) -> Any:
+        rows, shares = part.tokens.shape[0], _shares(part, leaf.shape[1], mesh)
+        times = part.prompts.shape[0] // shares.prompts
+        cut = leaf.reshape(times, -1, *shares, *leaf.shape[2:])
+        return jnp.moveaxis(cut, 2, 0).reshape(rows, *leaf.shape[2:])
+
+    return jax.tree.map(joined, found)
+
+
+def split_batch(part: Part, count: int) -> Part:
+    """A batch in `count` minibatches: minibatch i has completions i, i + count, ...
+
+    Where count divides the group, each has some completions of every prompt; else prompts are repeated first.
+    """
+    group = part.tokens.shape[0] // part.prompts.shape[0]
+    prompts, valid = part.prompts, part.valid
+    if group % count == 0:
+        again = lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape))
+    else:
+        again = lambda leaf: split_rows(jnp.repeat(leaf, group, axis=0), count)
+    rows = split_rows(part._replace(prompts=None, valid=None), count)
+    return rows._replace(prompts=again(prompts), valid=again(valid))
 
 
 def split_rows(tree: Any, count: int) -> Any:

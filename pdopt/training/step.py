@@ -28,7 +28,7 @@ from pdopt.training.advantages import (
     zero_variance,
 )
 from pdopt.training.constraints import Constraints
-from pdopt.training.gradients import Objective, Part, gradient, scores_in_parts, split_rows
+from pdopt.training.gradients import Objective, Part, gradient, scores_in_parts, split_batch
 from pdopt.training.objectives import policy_loss, token_mean
 from pdopt.training.optimiser import make_optimiser
 from pdopt.training.recipe import OptimiserConfig
@@ -177,7 +177,8 @@ def policy_objective(plan: Plan) -> Objective:
 def _as_part(plan: Plan, fixed: Fixed, state: TrainState, seen: Experience) -> Part:
     """The batch as the gradient takes it, with the log-probabilities that do not depend on the update."""
     mask = seen.mask & seen.finished[:, None] if plan.mask_truncated else seen.mask
-    part = Part(seen.prompts, seen.valid, seen.tokens, mask, seen.mask, seen.log_probs)
+    once = lambda leaf: leaf.reshape(-1, plan.group, leaf.shape[1])[:, 0]
+    part = Part(once(seen.prompts), once(seen.valid), seen.tokens, mask, seen.mask, seen.log_probs)
     if fixed.reference is not None:
         found = scores_in_parts(fixed.reference, part, plan.temperature, plan.micro).log_probs
         part = part._replace(reference=found)
@@ -242,7 +243,7 @@ def _climb(plan: Plan, fixed: Fixed, state: TrainState, part: Part) -> tuple[Any
         x, moments, metrics, fine = one(carry, part)
         return (x, moments), (metrics, fine)
 
-    parts = split_rows(part, plan.minibatches)
+    parts = split_batch(part, plan.minibatches)
     parts = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * plan.passes), parts)
     (x, moments), (metrics, fine) = lax.scan(body, (state.trainable, state.optimiser), parts)
     return x, moments, jax.tree.map(jnp.mean, metrics), jnp.all(fine)

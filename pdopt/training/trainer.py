@@ -279,7 +279,7 @@ class _Run:
             "seconds_rollout": sampled - began, "seconds_reward": scored - sampled,
             **{f"reward/{name}": float(np.nanmean(part)) for name, part in scores.parts.items() if _some(part)},
         }  # fmt: skip
-        self.late = (self.step + 1, report | drawn.metrics, host)
+        self.late = (self.step + 1, {**report, **drawn.metrics}, host)
 
     def _draw(self, asked: Any) -> Drawn:
         """Completions of the present policy, which the devices make while the step before is reported."""

@@ -14,7 +14,7 @@ from pdopt.models.decoder import Decoder, initialise
 from pdopt.rules.saddle import respond
 from pdopt.training.constraint_kinds import Constraint
 from pdopt.training.constraints import Constraints
-from pdopt.training.gradients import Part, gradient, scores_in_parts, split_rows
+from pdopt.training.gradients import Part, gradient, scores_in_parts, split_batch, split_part, split_rows
 from pdopt.training.objectives import LOSSES
 from pdopt.training.state import Fixed
 from pdopt.training.step import Plan, policy_objective, policy_step, supervised, supervised_step
@@ -35,6 +35,11 @@ def plan(constraints=NONE, **changes):
 def step(constraints=NONE, reference=None, seen=None, **changes):
     seen = tiny.experience() if seen is None else seen
     return policy_step(plan(constraints, **changes), tiny.fixed(reference), tiny.state(constraints), seen)
+
+
+def grouped(seen):
+    """The batch, each prompt once."""
+    return Part(seen.prompts[:: tiny.GROUP], seen.valid[:: tiny.GROUP], seen.tokens, seen.mask, seen.mask)
 
 
 def leaves(state):
@@ -107,7 +112,7 @@ def cut():
     """`(number of a loss, rows at once) -> (loss, gradient)` by the step's own path; all losses in one program."""
     seen, reference = tiny.experience(), tiny.model(seed=1)
     fixed, params = tiny.fixed(), tiny.model().params
-    part = Part(seen.prompts, seen.valid, seen.tokens, seen.mask & (jnp.arange(8) != 3)[:, None], seen.mask)
+    part = grouped(seen)._replace(mask=seen.mask & (jnp.arange(8) != 3)[:, None])
     part = part._replace(
         sampled=seen.log_probs, old=seen.log_probs - 0.1 * jnp.sin(jnp.arange(32.0).reshape(8, 4)),
         reference=scores_in_parts(reference, part, 1.0, None).log_probs, advantage=jnp.sin(jnp.arange(8.0)),
@@ -198,6 +203,39 @@ def test_supervised_steps_raise_the_probability_of_their_tokens():
 def test_rows_keep_their_device_when_they_are_cut():
     rows = jnp.arange(8)
     np.testing.assert_array_equal(split_rows(rows, 2), [[0, 2, 4, 6], [1, 3, 5, 7]])
+
+
+def test_micro_batches_take_as_much_of_a_group_as_fits():
+    """Three prompts, groups of four: whole groups, halves, and prompts side by side where two devices share rows."""
+    from pdopt.models.sharding import make_mesh
+
+    rows, prompts = jnp.arange(12)[:, None], jnp.arange(3)[:, None]
+    part = Part(prompts, prompts == prompts, rows, rows >= 0, rows >= 0)
+    two = split_part(part, 2)
+    np.testing.assert_array_equal(two.tokens[..., 0], np.arange(12).reshape(6, 2))
+    np.testing.assert_array_equal(two.prompts[..., 0], [[0], [0], [1], [1], [2], [2]])
+    six = split_part(part, 6)
+    np.testing.assert_array_equal(six.tokens[..., 0], [[0, 1, 4, 5, 8, 9], [2, 3, 6, 7, 10, 11]])
+    np.testing.assert_array_equal(six.prompts[..., 0], [[0, 1, 2]] * 2)
+    mesh = make_mesh(2, 1, 1, jax.devices()[:2])
+    four = split_part(part._replace(prompts=prompts[:2], valid=part.valid[:2]), 4, mesh)
+    assert four.prompts.shape == (3, 2, 1), "on each of two devices, two completions of a prompt of its own"
+
+
+def test_minibatches_are_every_nth_row():
+    rows, prompts = jnp.arange(8)[:, None], jnp.arange(2)[:, None]
+    part = Part(prompts, prompts >= 0, rows, rows >= 0, rows >= 0)
+    two, eight = split_batch(part, 2), split_batch(part, 8)
+    np.testing.assert_array_equal(two.tokens[..., 0], [[0, 2, 4, 6], [1, 3, 5, 7]])
+    np.testing.assert_array_equal(two.prompts[..., 0], [[0, 1], [0, 1]])
+    np.testing.assert_array_equal(eight.prompts[..., 0], [[0]] * 4 + [[1]] * 4)
+
+
+def test_scores_in_parts_come_back_in_order():
+    seen = tiny.experience()
+    for micro in (2, 8):
+        found = scores_in_parts(tiny.model(), grouped(seen), 1.0, micro).log_probs
+        np.testing.assert_allclose(np.where(seen.mask, found, 0), seen.log_probs, atol=1e-5)
 
 
 def test_the_supervised_objective_counts_only_its_mask():
