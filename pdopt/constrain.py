@@ -88,7 +88,22 @@ class Seen(NamedTuple):
 
 @record(static=("optimiser", "order", "axes"))
 class Constrained:
-    """An optimiser with constraints, made by `constrain`: optax's `init` and `update`, and two verbs more."""
+    """An optimiser with constraints, made by `constrain`: optax's `init` and `update`, and two verbs more.
+
+    It goes where an `optax.GradientTransformationExtraArgs` goes by its two functions, `flax.nnx.Optimizer` among them
+    (`opt_state` is its state, `optimizer.update(model, grads, seen=seen)` its update); `transformation` is that type.
+
+    Example:
+        min x^2 subject to x >= 1, by hand as in any optax loop:
+
+        >>> optimiser = constrain(optax.sgd(0.1), {"floor": Multiplier(0.5)})
+        >>> x, state = jnp.float32(0.0), optimiser.init(jnp.float32(0.0))
+        >>> lagrangian = lambda x, state: optimiser.lagrangian(state, x**2, {"floor": 1 - x})
+        >>> (value, seen), slope = jax.value_and_grad(lagrangian, has_aux=True)(x, state)
+        >>> updates, state = optimiser.update(slope, state, x, seen=seen)
+        >>> print(seen.violations["floor"], state.multipliers["floor"], optax.apply_updates(x, updates))
+        1.0 0.5 0.05
+    """
 
     optimiser: Any
     multipliers: dict[str, Multiplier]
