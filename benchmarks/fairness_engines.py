@@ -41,7 +41,7 @@ ROWS = {
 
 
 class Run(NamedTuple):
-    """A prepared training: `advance(rows, rate)` takes a step, `decide()` gives all logits, `price()` the multiplier."""
+    """A prepared training: `advance(rows, rate)` takes a step, `decide()` all logits, `price()` the multiplier."""
 
     advance: Callable[[np.ndarray, float], None]
     decide: Callable[[], np.ndarray]
@@ -74,7 +74,7 @@ class Pdopt:
                 rngs = nnx.Rngs(0)
                 self.hidden = nnx.Linear(features.shape[1], HIDDEN, rngs=rngs)
                 self.out = nnx.Linear(HIDDEN, 1, rngs=rngs)
-                layers: tuple[tuple[Any, str], ...] = ((self.hidden, "in"), (self.out, "out"))
+                layers: Any = ((self.hidden, "in"), (self.out, "out"))
                 for layer, name in layers:
                     layer.kernel[...] = jnp.asarray(first[name], dtype)
                     layer.bias[...] = jnp.asarray(first[f"{name}_bias"], dtype)
@@ -94,7 +94,7 @@ class Pdopt:
         def loss_fn(params: Any, state: Any, x: Any, y: Any, g: Any) -> Any:
             logits = nnx.merge(graph, params)(x)
             loss = optax.sigmoid_binary_cross_entropy(logits, y).mean()
-            gap = lambda score: pdopt.group_mean(score, ~g) - pdopt.group_mean(score, g) - LIMIT
+            gap = lambda score: jnp.mean(score, where=~g) - jnp.mean(score, where=g) - LIMIT
             parity = pdopt.Violation(gap(jax.nn.sigmoid(logits)), strict=gap((logits > 0).astype(logits.dtype)))
             return optimiser.lagrangian(state, loss, {"parity": parity})
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pdopt.methods.dual_ascent import DualAscent
     from pdopt.methods.matching_policies import Balance, Greedy, Ranking, UniformRandom
     from pdopt.methods.mirror_descent import MirrorDescent
-    from pdopt.methods.multiplier import Growth, Multiplier, Violation, group_mean
+    from pdopt.methods.multiplier import Growth, Multiplier, Violation
     from pdopt.methods.pairwise import pairwise
     from pdopt.methods.pdhg import PDHG
     from pdopt.methods.semi_dual import Dual, SemiDual
@@ -125,7 +125,6 @@ _HOMES = {
     "Visit": "types",
     "configuration_lp": "matching_bounds",
     "constrain": "constrain",
-    "group_mean": "methods.multiplier",
     "left_heavy": "problems.matching",
     "match_online": "match_online",
     "matching_lp": "matching_bounds",
@@ -210,7 +209,6 @@ __all__ = [
     "barycenter",
     "configuration_lp",
     "constrain",
-    "group_mean",
     "left_heavy",
     "match_online",
     "matching_lp",

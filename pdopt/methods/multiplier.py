@@ -19,6 +19,9 @@ shows `max(0, y + rho v)` to x while y collects `s v` (design, section 1).
 
 PI, PID and nuPI multipliers are signals: `PID(proportional, integral, derivative, smoothing)` is nuPI (Sohrabi et al.
 2024, arXiv 2406.04558), times the step; `start="zero"` and `"first"` are its two initial states.
+
+The rate of a group is `jnp.mean(score, where=group)`: NaN in a batch without the group, which is then not measured, and
+its gradient is 0. Of `sum(score * group) / sum(group)` it would be NaN, and no weight of 0 undoes that.
 """
 
 from typing import Any, NamedTuple
@@ -31,7 +34,6 @@ from jax import lax
 from pdopt.errors import InvalidOption, InvalidProblem, require_range, require_shape
 from pdopt.geometry import Entropic, Euclidean, Move, Reals
 from pdopt.geometry.checks import concrete, require_sign
-from pdopt.geometry.points import floating
 from pdopt.rules.multipliers import Entrywise
 from pdopt.rules.signals import Offer, Raw, Signal
 from pdopt.types import record
@@ -289,25 +291,3 @@ class Multiplier:
 def _rows(flags: Any, v: Any) -> Any:
     """A flag a row, `(m,)`, against violations `(m, ...)`."""
     return flags.reshape(flags.shape + (1,) * (v.ndim - 1))
-
-
-def group_mean(values: Any, where: Any) -> Any:
-    """The mean of `values` over the entries in `where`: NaN if there is none, with a gradient of 0 even then.
-
-    A rate of a group that a batch does not contain: `jnp.mean(values, where=where)` has the same value, but its
-    gradient is NaN, and a NaN gradient stays one when it is multiplied by 0.
-
-    Args:
-        values: any shape; where: bool, broadcasts against it.
-
-    Example:
-        >>> print(group_mean(jnp.array([1.0, 2.0, 6.0]), jnp.array([True, False, True])))
-        3.5
-        >>> print(jax.grad(lambda v: group_mean(v, jnp.zeros(2, bool)))(jnp.ones(2)))
-        [0. 0.]
-    """
-    values = floating(values)
-    where = jnp.broadcast_to(where, values.shape)
-    count = jnp.sum(where)
-    mean = jnp.sum(jnp.where(where, values, 0)) / jnp.maximum(count, 1).astype(values.dtype)
-    return jnp.where(count > 0, mean, jnp.nan)
