@@ -52,7 +52,9 @@ def test_three_lines_are_the_step(order):
 def test_a_sweep_is_a_vmap():
     """Settings are traced: one program, as many runs as steps, each as alone."""
     steps = np.array([0.1, 0.5, 1.0], np.float32)
-    sweep = lambda step: solve(pdopt.constrain(SGD, {"floor": pdopt.Multiplier(step)}), jnp.zeros(2))
+    # Made inside the traced function, as a training script would.
+    made = lambda step: {"floor": pdopt.Multiplier(step, signal=pdopt.PID(0.5, 1.0, smoothing=0.5))}
+    sweep = lambda step: solve(pdopt.constrain(SGD, made(step)), jnp.zeros(2))
     x, state = jax.jit(jax.vmap(sweep))(steps)
     np.testing.assert_allclose(x, [[1, 0]] * 3, atol=0.02)
     np.testing.assert_allclose(state.multipliers["floor"], [2] * 3, atol=0.02)
