@@ -72,8 +72,8 @@ class Pdopt:
         class Classifier(nnx.Module):
             def __init__(self, first: dict[str, np.ndarray]) -> None:
                 rngs = nnx.Rngs(0)
-                self.hidden = nnx.Linear(features.shape[1], HIDDEN, rngs=rngs)
-                self.out = nnx.Linear(HIDDEN, 1, rngs=rngs)
+                self.hidden = nnx.Linear(features.shape[1], HIDDEN, param_dtype=dtype, rngs=rngs)
+                self.out = nnx.Linear(HIDDEN, 1, param_dtype=dtype, rngs=rngs)
                 layers: Any = ((self.hidden, "in"), (self.out, "out"))
                 for layer, name in layers:
                     layer.kernel[...] = jnp.asarray(first[name], dtype)
