@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pdopt.assign import assign
     from pdopt.barycenter import barycenter
+    from pdopt.constrain import Constrained, constrain
     from pdopt.divergence import Divergence, sinkhorn_divergence
     from pdopt.geometry.entropic import Entropic
     from pdopt.geometry.moves import Euclidean, Sign
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pdopt.methods.dual_ascent import DualAscent
     from pdopt.methods.matching_policies import Balance, Greedy, Ranking, UniformRandom
     from pdopt.methods.mirror_descent import MirrorDescent
+    from pdopt.methods.multiplier import Growth, Multiplier, Violation
     from pdopt.methods.pairwise import pairwise
     from pdopt.methods.pdhg import PDHG
     from pdopt.methods.semi_dual import Dual, SemiDual
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from pdopt.problems.streams import Stream
     from pdopt.problems.transport import Transport
     from pdopt.rules.loop import HISTORY
+    from pdopt.rules.signals import PID, Extrapolated
     from pdopt.run import run
     from pdopt.simulate import simulate
     from pdopt.solve import solve
@@ -83,13 +86,16 @@ _HOMES = {
     "Balance": "methods.matching_policies",
     "Balancer": "methods.balancing",
     "Balancing": "problems.balancing",
+    "Constrained": "constrain",
     "Corrupted": "problems.arrivals",
     "Dense": "operators.dense",
     "DualAscent": "methods.dual_ascent",
     "Entropic": "geometry.entropic",
     "EntropicMatching": "problems.applications",
     "Euclidean": "geometry.moves",
+    "Extrapolated": "rules.signals",
     "Greedy": "methods.matching_policies",
+    "Growth": "methods.multiplier",
     "Implicit": "operators.implicit",
     "LinearProgram": "problems.linear",
     "MatchingBound": "matching_bounds",
@@ -98,6 +104,8 @@ _HOMES = {
     "Memory": "types",
     "MirrorDescent": "methods.mirror_descent",
     "Modulated": "problems.arrivals",
+    "Multiplier": "methods.multiplier",
+    "PID": "rules.signals",
     "Pair": "types",
     "Phases": "problems.arrivals",
     "QuadraticProgram": "problems.quadratic",
@@ -113,8 +121,10 @@ _HOMES = {
     "Steps": "types",
     "StochasticMatching": "problems.matching",
     "UniformRandom": "methods.matching_policies",
+    "Violation": "methods.multiplier",
     "Visit": "types",
     "configuration_lp": "matching_bounds",
+    "constrain": "constrain",
     "left_heavy": "problems.matching",
     "match_online": "match_online",
     "matching_lp": "matching_bounds",
@@ -138,6 +148,7 @@ _HOMES = {
 __all__ = [
     "HISTORY",
     "PDHG",
+    "PID",
     "Allocation",
     "Assortment",
     "Auctions",
@@ -147,6 +158,7 @@ __all__ = [
     "Balancer",
     "Balancing",
     "Barycenter",
+    "Constrained",
     "Corrupted",
     "Dense",
     "Divergence",
@@ -156,8 +168,10 @@ __all__ = [
     "EntropicMatching",
     "Entropy",
     "Euclidean",
+    "Extrapolated",
     "Greedy",
     "Grid",
+    "Growth",
     "Implicit",
     "KSparse",
     "LinearProgram",
@@ -168,6 +182,7 @@ __all__ = [
     "Memory",
     "MirrorDescent",
     "Modulated",
+    "Multiplier",
     "Pair",
     "Phases",
     "Quadratic",
@@ -188,10 +203,12 @@ __all__ = [
     "Stream",
     "Transport",
     "UniformRandom",
+    "Violation",
     "Visit",
     "assign",
     "barycenter",
     "configuration_lp",
+    "constrain",
     "left_heavy",
     "match_online",
     "matching_lp",

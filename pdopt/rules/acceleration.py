@@ -5,6 +5,8 @@
     Averaged     z' = T z, and the weighted mean of all T z is kept beside it      (ergodic PDHG)
     Halpern      z' = w ((1 + rho) T z - rho z) + (1 - w) z0,  w = (k+1)/(k+2)     (Lu, Yang 2024, arXiv 2407.16144)
 
+`extragradient` is the other wrapper: it calls its map twice, and needs one that can be told where to look.
+
 `T` is firmly nonexpansive for PDHG (averagedness 1/2), so `(1 + rho) T - rho I` is nonexpansive for rho <= 1; a map
 that is less averaged admits less, which `check_averaged` refuses before tracing.
 """
@@ -171,6 +173,25 @@ class Halpern:
     def best(self, track: Track, visit: Visit) -> Pair:
         """The un-reflected `T z`, which lies in the sets."""
         return visit.after
+
+
+def extragradient(T: Any, pair: Pair, memory: Memory) -> tuple[Pair, Memory]:
+    """`z~ = T(z; z)`, then `z' = T(z; z~)`: from where we are, by the slopes at where that leads (Korpelevich 1976).
+
+    The memory goes through both calls, as the moments of ExtraAdam do (Gidel et al. 2019, arXiv 1802.10551).
+
+    Args:
+        T: `(base, at, memory) -> (pair, memory)`, a step from `base` with gradients and violations taken at `at`.
+
+    Example:
+        min_x max_y x y from (1, 0), steps of 1/2: the plain step goes to (1, 0.5), away from the saddle.
+
+        >>> T = lambda base, at, memory: (Pair(base.x - 0.5 * at.y, base.y + 0.5 * at.x), memory)
+        >>> extragradient(T, Pair(1.0, 0.0), Memory())[0]
+        Pair(x=0.75, y=0.5)
+    """
+    ahead, memory = T(pair, pair, memory)
+    return T(pair, ahead, memory)
 
 
 def check_averaged(acceleration: Any, averaged: float, name: str) -> None:

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pdopt.errors import InvalidOption
 from pdopt.geometry.checks import concrete, require_sign
@@ -101,7 +102,7 @@ class Extrapolated(Signal):
     start: str = "first"
 
     def __post_init__(self) -> None:
-        _require("theta", self.theta, jnp.greater_equal, -1, "a number >= -1")
+        _require("theta", self.theta, np.greater_equal, -1, "a number >= -1")
         _require_start(self.start)
 
     def init(self, violation: Any) -> Earlier:
@@ -152,7 +153,7 @@ class PID(Signal):
         for name in ("proportional", "integral", "derivative"):
             require_sign(name, getattr(self, name))
         require_sign("smoothing", self.smoothing)
-        _require("smoothing", self.smoothing, jnp.less, 1, "a number below 1")
+        _require("smoothing", self.smoothing, np.less, 1, "a number below 1")
         _require_start(self.start)
 
     def init(self, violation: Any) -> Earlier:
@@ -190,7 +191,7 @@ class Momentum(Signal):
 
     def __post_init__(self) -> None:
         require_sign("decay", self.decay)
-        _require("decay", self.decay, jnp.less, 1, "a number below 1")
+        _require("decay", self.decay, np.less, 1, "a number below 1")
 
     def init(self, violation: Any) -> Any:
         """No momentum."""
@@ -219,7 +220,7 @@ class Nesterov(Signal):
 
     def __post_init__(self) -> None:
         require_sign("decay", self.decay)
-        _require("decay", self.decay, jnp.less, 1, "a number below 1")
+        _require("decay", self.decay, np.less, 1, "a number below 1")
 
     def init(self, violation: Any) -> Any:
         """No momentum."""
@@ -249,7 +250,7 @@ class Averaged(Signal):
 
     def __post_init__(self) -> None:
         require_sign("decay", self.decay)
-        _require("decay", self.decay, jnp.less, 1, "a number below 1")
+        _require("decay", self.decay, np.less, 1, "a number below 1")
 
     def init(self, violation: Any) -> Any:
         """Nothing seen: a mean of 0 with weight 0, one for each leaf so that both follow its dtype."""
@@ -393,5 +394,5 @@ def _require_start(start: str) -> None:
 
 
 def _require(name: str, value: Any, compare: Callable[[Any, Any], Any], bound: float, expected: str) -> None:
-    if concrete(value) and not bool(jnp.all(compare(value, bound))):
+    if concrete(value) and not np.all(compare(np.asarray(value), bound)):
         raise InvalidOption(f"{name} is {value}; expected {expected}")

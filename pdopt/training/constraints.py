@@ -26,14 +26,14 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
 from pdopt.errors import InvalidOption, InvalidProblem, require_range, require_shape, unknown_name
 from pdopt.geometry import Box, Entropic, Euclidean
 from pdopt.geometry.checks import concrete, require_sign
-from pdopt.rules.saddle import Parts, multiplier, respond
+from pdopt.rules.multipliers import Entrywise, Measured, keep
+from pdopt.rules.saddle import Parts, respond
 from pdopt.rules.signals import Extrapolated, Offer, Signal
 from pdopt.training.advantages import Axes, zero_variance
 from pdopt.training.constraint_kinds import KINDS, Constraint
@@ -240,7 +240,7 @@ class Constraints:
         """Multipliers at their start, a signal without history, no steps."""
         first = MOVES[self.move][1]
         start = self._each(lambda c: first if c.start is None else c.start)
-        return Held(start, self._history(start), jnp.zeros((), jnp.int32))
+        return Held(start, self._entrywise().init(start), jnp.zeros((), jnp.int32))
 
     def violations(self, costs: Any, mask: Any = None, axes: Axes = ()) -> Any:
         """`v = mean c - limit`, `(K,)`, over the completions that have the cost; NaN for a row that none has.
@@ -264,15 +264,14 @@ class Constraints:
             idle: `(K,)` shares of groups with equal costs (`advantages.zero_variance`); None never freezes.
         """
         require_shape("v", jnp.shape(v), (len(self.rows),), "there is a row for each constraint and class")
-        absent = jnp.isnan(v)
-        scaled = jnp.where(absent, 0, v / self._units()).astype(held.y.dtype)
-        moved, memory = respond(self._parts(), held.y, scaled, self.step, Memory(dual=held.history))
-        frozen = (idle > self.idle) & (jnp.abs(moved) > jnp.abs(held.y)) if idle is not None else jnp.zeros_like(absent)
-        still = absent | (held.steps < self.delay)
+        measured = jnp.where(held.steps < self.delay, jnp.nan, v / self._units()).astype(held.y.dtype)
+        moved, memory = respond(self._parts(), held.y, measured, self.step, Memory(dual=held.history))
+        if idle is None:
+            return Held(moved, memory.dual, held.steps + 1)
+        frozen = (idle > self.idle) & (jnp.abs(moved) > jnp.abs(held.y))
         # A positional signal shows its proportional part itself, so that only its integral is frozen.
-        past = still if isinstance(self.signal, Offer) else still | frozen
-        history = jax.tree.map(lambda old, new: jnp.where(past, old, new), held.history, memory.dual)
-        return Held(jnp.where(still | frozen, held.y, moved), history, held.steps + 1)
+        history = memory.dual if isinstance(self.signal, Offer) else keep(frozen, held.history, memory.dual)
+        return Held(jnp.where(frozen, held.y, moved), history, held.steps + 1)
 
     def shown(self, held: Held) -> Any:
         """The multipliers `(K,)` that the policy step is shown: y itself, or what an `Offer` makes of it."""
@@ -306,42 +305,22 @@ class Constraints:
     def _units(self) -> Any:
         return self._each(lambda c: jnp.maximum(1, jnp.abs(jnp.asarray(c.limit))) if c.unit is None else c.unit)
 
+    def _range(self) -> tuple[Any, Any]:
+        """Where the multipliers of the rows live, `(K,)` each."""
+        high = self._each(lambda c: c.y_max)
+        if self.move != "projection":
+            return self._each(lambda c: c.y_min), high
+        return jnp.where(self._each(lambda c: KINDS[c.kind].free) > 0, -high, jnp.zeros_like(high)), high
+
+    def _entrywise(self) -> Entrywise:
+        """The signal, an entry a row; an `Offer` projects on the range of the multipliers."""
+        signal: Any = self.signal
+        return Entrywise(dataclasses.replace(signal, set=Box(*self._range())) if isinstance(signal, Offer) else signal)
+
     def _parts(self) -> Parts:
         """The functions of the dual half; the primal half is the trainer's optimiser step."""
-        high = self._each(lambda c: c.y_max)
-        if self.move == "projection":
-            low = jnp.where(self._each(lambda c: KINDS[c.kind].free) > 0, -high, jnp.zeros_like(high))
-        else:
-            low = self._each(lambda c: c.y_min)
-        signal, update = self._spread_signal(), lambda signal, v, history: signal.update(v, history)
-        offer = multiplier
-        if isinstance(signal, Offer):
-            signal, update = dataclasses.replace(signal, set=Box(low, high)), _offer_update
-            offer = lambda y, memory: jax.vmap(_offered)(signal, y, memory.dual)
-
-        def signalled(v: Any, memory: Memory) -> tuple[Any, Memory]:
-            u, history = jax.vmap(update)(signal, v, memory.dual)
-            return u, memory._replace(dual=history)
-
-        move = MOVES[self.move][0](low, high)
-        return Parts(_no_primal, lambda seen, _: seen, move, 0.0, signalled, offer)
-
-    def _spread_signal(self) -> Any:
-        """The signal with every setting as `(K,)`: each row has its own settings and its own history."""
-        size = len(self.rows)
-        return jax.tree.map(lambda leaf: jnp.broadcast_to(jnp.asarray(leaf), (size,)), self.signal)
-
-    def _history(self, start: Any) -> Any:
-        return jax.vmap(lambda signal, v: signal.init(v))(self._spread_signal(), start)
-
-
-def _offer_update(offer: Any, v: Any, history: Any) -> tuple[Any, Any]:
-    u, memory = offer.signal(v, Memory(dual=history))
-    return u, memory.dual
-
-
-def _offered(offer: Any, y: Any, history: Any) -> Any:
-    return offer(y, Memory(dual=history))
+        each, move = self._entrywise(), MOVES[self.move][0](*self._range())
+        return Parts(_no_primal, lambda seen, _: seen, Measured(move), 0.0, each, each.offer)
 
 
 def _no_primal(x: Any, y: Any, memory: Memory) -> tuple[Any, Memory]:
