@@ -255,6 +255,11 @@ def _from_dict(d: Mapping[str, Any]) -> DecoderConfig:
     family = d.get("model_type")
     if family not in FAMILIES:
         raise InvalidOption(f"model_type is {family!r}; implemented are {', '.join(FAMILIES)}")
+    if d.get("auto_map"):
+        raise InvalidOption(
+            f"auto_map is {d['auto_map']!r}: the model brings code of its own, which is never run, and need not be the "
+            f"{family} that model_type names"
+        )
     missing = [name for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
                                  "intermediate_size") if d.get(name) is None]  # fmt: skip
     if missing:

@@ -19,6 +19,7 @@ def encode_prompt(
     *,
     as_message: bool = False,
     system: str | None = None,
+    examples: Sequence[tuple[str, str]] = (),
     template_settings: Mapping[str, Any] | None = None,
 ) -> list[int]:
     """Token ids of a prompt.
@@ -28,13 +29,14 @@ def encode_prompt(
         prompt: a text, or messages.
         as_message: a text becomes the user's message.
         system: a system message put before messages that have none.
+        examples: turns shown before the prompt: what a user asks and what the assistant answers.
         template_settings: further arguments of the chat template (`enable_thinking=False` for Qwen3).
 
     Raises:
         InvalidProblem: a prompt that is neither, or an empty one (a plain text may be, if the tokenizer has a token
             that begins texts).
         InvalidOption: there is no chat template, or it refuses these messages (the roles and the tokenizer are named);
-            a system message for a plain text.
+            a system message or examples for a plain text.
 
     Example:
         >>> from pdopt.training.tokenizers import byte_tokenizer
@@ -45,18 +47,23 @@ def encode_prompt(
         '<|user|>1+2=<|end|><|assistant|>'
     """
     if isinstance(prompt, str) and not as_message:
-        if system is not None:
-            raise InvalidOption("a system message needs messages; the prompt is a plain text (set as_message)")
+        if system is not None or examples:
+            what = "a system message needs" if system is not None else "examples need"
+            raise InvalidOption(f"{what} messages; the prompt is a plain text (set as_message)")
         ids = _plain(tokenizer, prompt)
     else:
-        ids = _templated(tokenizer, messages_of(prompt, system), dict(template_settings or {}))
+        ids = _templated(tokenizer, messages_of(prompt, system, examples), dict(template_settings or {}))
     if not ids:
         raise InvalidProblem(f"the prompt {prompt!r} has no tokens")
     return ids
 
 
-def messages_of(prompt: str | Sequence[Message], system: str | None = None) -> list[dict[str, Any]]:
-    """The messages of a prompt, a text as the user's, with a system message first if one is given and there is none.
+def messages_of(
+    prompt: str | Sequence[Message], system: str | None = None, examples: Sequence[tuple[str, str]] = ()
+) -> list[dict[str, Any]]:
+    """The messages of a prompt, a text as the user's: system message, turns of examples, then its own.
+
+    The system message is the prompt's own where it has one.
 
     Raises:
         InvalidProblem: a message without role or content, or no message at all.
@@ -64,6 +71,8 @@ def messages_of(prompt: str | Sequence[Message], system: str | None = None) -> l
     Example:
         >>> messages_of("2+2", system="Be brief.")
         [{'role': 'system', 'content': 'Be brief.'}, {'role': 'user', 'content': '2+2'}]
+        >>> [message["content"] for message in messages_of("2+2", examples=[("1+1", "2")])]
+        ['1+1', '2', '2+2']
     """
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if not isinstance(messages, Sequence) or not messages:
@@ -74,7 +83,9 @@ def messages_of(prompt: str | Sequence[Message], system: str | None = None) -> l
     made = [dict(message) for message in messages]
     if system is not None and made[0]["role"] != "system":
         made.insert(0, {"role": "system", "content": system})
-    return made
+    shown = [{"role": role, "content": text} for turn in examples for role, text in zip(("user", "assistant"), turn)]
+    first = 1 if made[0]["role"] == "system" else 0
+    return [*made[:first], *shown, *made[first:]]
 
 
 def decode_completions(tokenizer: Any, ids: Sequence[Sequence[int]]) -> list[str]:

@@ -88,7 +88,7 @@ def open_stream(data: DataConfig, source: Source, tokenizer: Any, batch: int, *,
     """The prompts of a source as batches, each process its own block."""
     encode = partial(
         encode_prompt, tokenizer, as_message=data.as_message, system=data.system or None,
-        template_settings=data.template,
+        examples=[(shown.prompt, shown.completion) for shown in data.examples], template_settings=data.template,
     )  # fmt: skip
     return PromptStream(
         source, encode, batch, data.seed, shuffle and data.shuffle, data.longest,

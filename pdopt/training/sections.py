@@ -54,6 +54,14 @@ class LoRAConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExampleConfig:
+    """One turn shown before every prompt: what a user asks and what the assistant answers."""
+
+    prompt: str = option()
+    completion: str = option()
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Where prompts come from (`pdopt.training.tables.open_source`), and how they become tokens."""
 
@@ -67,6 +75,7 @@ class DataConfig:
     completion: str = option("answer")  # column of the text that supervised training learns
     as_message: bool = option(False)  # a text becomes the user's message
     system: str = option("")  # message put first where there is none
+    examples: tuple[ExampleConfig, ...] = option(())  # turns between the system message and the prompt
     template: dict[str, Any] = dataclasses.field(default_factory=dict)  # further arguments of the chat template
     longest: int = option(256, 1)  # tokens of a prompt
     overlong: str = option("error", choices=("error", "drop"))  # what a longer one is

@@ -184,6 +184,7 @@ class _Run:
                 self._collect()
             if self._bad():
                 status = Status.NUMERICAL_ERROR
+                self.files.save(self.step, self.state, self._extra())  # skipped steps left it as the last good one was
                 break
             due = self.step % self.recipe.checkpoint.every == 0
             self._evaluate_if_due(stopping)

@@ -73,6 +73,17 @@ def test_messages_go_through_the_template(tokenizer):
     assert encode_prompt(tokenizer, "hi") == tokenizer("hi")["input_ids"]
 
 
+def test_examples_stand_between_the_system_message_and_the_prompt(tokenizer):
+    read = lambda prompt, **given: tokenizer.decode(encode_prompt(tokenizer, prompt, examples=[("1", "2")], **given))
+    shown = "<|user|>1<|end|><|assistant|>2<|end|>"
+    assert read("hi", as_message=True) == f"{shown}<|user|>hi<|end|><|assistant|>"
+    own = [{"role": "system", "content": "Mine."}, {"role": "user", "content": "hi"}]
+    assert read(own) == f"<|system|>Mine.<|end|>{shown}<|user|>hi<|end|><|assistant|>"
+    assert read(own[1:], system="Be.") == f"<|system|>Be.<|end|>{shown}<|user|>hi<|end|><|assistant|>"
+    with pytest.raises(InvalidOption, match="examples need messages; the prompt is a plain text"):
+        read("hi")
+
+
 def test_extra_arguments_reach_the_template(tokenizer):
     other = byte_tokenizer(TEXTS, vocabulary=400)
     other.chat_template = "{{ messages[0]['content'] }}{% if not enable_thinking %} now{% endif %}"

@@ -49,6 +49,8 @@ def made(**sections):
         ({"lora": {"targets": ["q", "w"]}}, r"unknown lora.targets\[1\] 'w'"),
         ({"lora": {"targets": "q"}}, "lora.targets is 'q'; expected a list of a text"),
         ({"mesh": {"fsdp": 0}}, "an axis of mesh is 0"),
+        ({"data": {"source": "a", "examples": [{"prompt": "1"}]}}, r"data.examples\[0\].completion is missing"),
+        ({"data": {"source": "a", "examples": [["1", "2"]]}}, r"data.examples\[0\] is \['1', '2'\]; expected a table"),
         (
             {"objective": {"loss": "sft"}, "constraints": [{"name": "length", "limit": 1}]},
             "loss is 'sft' and",
