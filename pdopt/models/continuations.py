@@ -64,7 +64,7 @@ def _together(model: Decoder, prompts: Any, valid: Any, tokens: Any, present: An
     after = repeated(before[:, -1:], rows // count) + jnp.cumsum(present, axis=1)
     positions = jnp.maximum(_joined(before, after) - 1, 0)
     params = {**model.params, "layers": model.stack()}
-    kernel = choose(model.config, model.execution.kernel, compute_dtype(model))
+    kernel = choose(model.config, model.execution.kernel, compute_dtype(model.params["embed"], model.execution))
     see = _attention(model.config, kernel, valid, present, model.execution.mesh)
     hidden, _ = run_layers(
         model.config, model.execution, params, _joined(prompts, tokens), positions, _joined(valid, present), see

@@ -53,11 +53,11 @@ def test_few_widths_are_compiled_for():
 
 
 def test_data_are_parted_or_refused(tmp_path):
-    train, test = open_sources(DataConfig(source="arithmetic"))
+    train, test, _ = open_sources(DataConfig(source="arithmetic"))
     assert (train.identity["split"], test.identity["split"]) == ("train", "test")
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(f'{{"prompt": "{i}", "answer": "{i}"}}\n' for i in range(10)))
-    train, test = open_sources(DataConfig(source=str(path), held_out=3))
+    train, test, _ = open_sources(DataConfig(source=str(path), held_out=3))
     assert (train.size, test.size) == (7, 3)
     assert open_sources(DataConfig(source=str(path), held_out=0)).evaluation is None
     with pytest.raises(InvalidOption, match=r'data\.source is ""; expected a task'):

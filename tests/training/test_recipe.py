@@ -7,8 +7,7 @@ import tomllib
 import pytest
 
 from pdopt.errors import InvalidFile, InvalidOption
-from pdopt.training import advantages, constraint_kinds, constraints, objectives
-from pdopt.training import recipe as recipe_module
+from pdopt.training import advantages, constraint_kinds, constraints, objectives, sections
 from pdopt.training.overrides import override, read_tables
 from pdopt.training.recipe import Recipe, find_recipe, flat, make_recipe, read_recipe, shipped
 
@@ -79,10 +78,10 @@ def test_what_depends_on_others_is_filled_in():
 
 def test_the_choices_are_those_of_the_modules_that_read_them():
     """The recipe names them itself, so that reading one needs no JAX."""
-    assert set(recipe_module.FORMS) == {*advantages.FORMS, "leave_one_out", "batch"}
-    assert set(recipe_module.KINDS) == set(constraint_kinds.KINDS)
-    assert set(recipe_module.MOVES) == set(constraints.MOVES)
-    assert set(recipe_module.LOSSES) == {*objectives.LOSSES, "sft"}
+    assert set(sections.FORMS) == {*advantages.FORMS, "leave_one_out", "batch"}
+    assert set(sections.KINDS) == set(constraint_kinds.KINDS)
+    assert set(sections.MOVES) == set(constraints.MOVES)
+    assert set(sections.LOSSES) == {*objectives.LOSSES, "sft"}
 
 
 def test_names_stand_for_tables_and_numbers_for_floats():
@@ -177,6 +176,6 @@ def test_every_field_is_one_flat_key():
     assert table["training.steps"] == (200, True)
     assert table["optimiser.beta1"] == (0.9, False)
     assert table["constraints.length"][0]["limit"] == 1.0
-    sections = [getattr(Recipe(), field.name) for field in dataclasses.fields(Recipe) if field.name != "constraints"]
-    assert len(table) == sum(len(dataclasses.fields(section)) for section in sections) + 1
+    parts = [getattr(Recipe(), field.name) for field in dataclasses.fields(Recipe)]
+    assert len(table) == sum(len(dataclasses.fields(part)) for part in parts if not isinstance(part, tuple)) + 1
     assert all(re.fullmatch(r"\w+\.\w+", key) for key in table)
