@@ -17,7 +17,7 @@ which stops at the projected gradient that the rule of `rules/penalty.py` asks f
 *polished*: rows with `y > 0` are taken for active, one Newton step on
 
     [ H   J' ] [ dx ]     [ grad_x L ]
-    [ J  -1/r] [ dy ] = - [ v        ],       r = 1 / sqrt(eps)
+    [ J  -1/r] [ dy ] = - [ v        ],       r >= eps^-1/4
 
 replaces the minimisation. Eliminating dy, this is a Newton step on the penalised Lagrangian with penalty r, followed by
 the move `dy = r (v + J dx)`: the same saddle step, which sees the linearised violation. The corner -1/r keeps it solvable
@@ -257,6 +257,9 @@ class AugmentedLagrangian:
         return status
 
     def _penalty(self, state: State) -> Any:
-        """rho of the next step: the schedule's, or `1 / sqrt(eps)` for a polished one."""
+        """rho of the next step: the schedule's, and at least `eps^-1/4` for a polished one.
+
+        A polished step shrinks the error of y by about 1/r and adds the rounding of v times r.
+        """
         rho = state.schedule.penalty
-        return jnp.where(state.polish, jnp.finfo(rho.dtype).eps ** -0.5, rho).astype(rho.dtype)
+        return jnp.where(state.polish, jnp.maximum(rho, jnp.finfo(rho.dtype).eps ** -0.25), rho).astype(rho.dtype)

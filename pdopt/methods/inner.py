@@ -21,11 +21,12 @@ from pdopt.types import record
 
 DECREASE = 1e-4  # Armijo's constant (Nocedal, Wright 2006, section 3.1)
 HALVINGS = 40
+STILL = 4  # steps in a row that lower the value by no more than its rounding
 STRETCHES = 60  # doublings of a step along which the model sees no curvature: 2^60 reaches any unbounded ray
 
 
 class Model(Protocol):
-    """What is minimised."""
+    """What is minimised: `value(z)`; where Newton steps are taken `expansion(z)`, value, gradient and dense Hessian."""
 
     @property
     def lower(self) -> Any: ...
@@ -34,6 +35,8 @@ class Model(Protocol):
     def upper(self) -> Any: ...
 
     def value(self, z: Any) -> Any: ...
+
+    def expansion(self, z: Any) -> tuple[Any, Any, Any]: ...
 
 
 class Work(NamedTuple):
@@ -106,31 +109,26 @@ class ProjectedNewton:
 
     def minimise(self, model: Any, x: Any, tolerance: Any, plain: Any) -> Found:
         """See `Minimiser`."""
-        slope = jax.grad(model.value)
-
-        def both(z: Any) -> tuple[Any, Any]:
-            g = slope(z)
-            return g, g
-
         def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-            x, _, _, work = carry
-            hessian, g = jax.jacfwd(both, has_aux=True)(x)
-            value = model.value(x)
+            x, _, _, work, still = carry
+            value, g, hessian = model.expansion(x)
             error = residual(model, x, g)
             direction, shifted = _newton(model, x, g, hessian, error)
             good = (error <= tolerance) & ~plain
             trial = search(model, x, value, g, direction, shifted, good, plain)
             moved = jnp.where(jnp.isfinite(trial.value), trial.x, x)
-            # A step that no length makes acceptable ends the minimisation: rounding decides from here on.
-            over = good | ~trial.done | plain | ~jnp.isfinite(error)
+            # Where no length is acceptable, or steps in a row change the value by rounding alone, more would do no better.
+            fell = trial.value < value - 10 * jnp.finfo(x.dtype).eps * jnp.abs(value)
+            still = jnp.where(fell, 0, still + 1)
+            over = good | ~trial.done | plain | (still >= STILL) | ~jnp.isfinite(error)
             work = Work(work.values + 1 + trial.tries, work.gradients + 1, work.hessians + 1, work.iterations + ~good)
-            return moved, error, over, work
+            return moved, error, over, work, still
 
         def running(carry: tuple[Any, ...]) -> Any:
             return ~carry[2] & (carry[3].iterations < self.budget)
 
-        first = (x, jnp.full((), jnp.inf, x.dtype), jnp.asarray(False), Work.none())
-        x, error, _, work = lax.while_loop(running, body, first)
+        first = (x, jnp.full((), jnp.inf, x.dtype), jnp.asarray(False), Work.none(), jnp.int32(0))
+        x, error, _, work, _ = lax.while_loop(running, body, first)
         return Found(x, error, work)
 
 

@@ -154,9 +154,33 @@ class Penalised:
         """`A(z; y, rho)`."""
         f, v = self.view.measured(z)
         moved = self.y + self.rho * v
-        active = self.view.equalities | jnp.where(self.hold, self.y > 0, moved > 0)
-        terms = jnp.where(active, v * (self.y + moved) / 2, -(self.y**2) / (2 * self.rho))
+        terms = jnp.where(self._active(v), v * (self.y + moved) / 2, -(self.y**2) / (2 * self.rho))
         return f + jnp.sum(terms)
+
+    def expansion(self, z: Any) -> tuple[Any, Any, Any]:
+        """Value, gradient and Hessian of A at z, dense: `H(y + rho v) + rho J_A' J_A`.
+
+        With `hold` the Hessian is that of the optimality conditions, `H(y) + rho J_A' J_A`.
+        """
+        view = self.view
+
+        def stacked(z: Any) -> Any:
+            f, v = view.measured(z)
+            return jnp.concatenate([f[None], v])
+
+        rows = jax.jacfwd if z.size <= self.y.size + 1 else jax.jacrev
+        both, slopes = stacked(z), rows(stacked)(z)
+        v, jacobian = both[1:], jnp.where(self._active(both[1:])[:, None], slopes[1:], 0)
+        active = self._active(v)
+        weights = jnp.where(active, self.y + self.rho * v, 0)
+        curved = jnp.where(self.hold, self.y, weights)
+        hessian = jax.hessian(lambda z: stacked(z) @ jnp.concatenate([jnp.ones(1, z.dtype), curved]))(z)
+        terms = jnp.where(active, v * (2 * self.y + self.rho * v) / 2, -(self.y**2) / (2 * self.rho))
+        value, gradient = both[0] + jnp.sum(terms), slopes[0] + weights @ slopes[1:]
+        return value, gradient, hessian + self.rho * jacobian.T @ jacobian
+
+    def _active(self, v: Any) -> Any:
+        return self.view.equalities | jnp.where(self.hold, self.y > 0, self.y + self.rho * v > 0)
 
 
 def _rescaling(program: NonlinearProgram, flat: Any, variables: bool, rows: bool) -> Rescaling:
