@@ -41,9 +41,9 @@ def run(options: Options, say: Any = print) -> Report:
     with jax.enable_x64(True):
         records = [starts_record(options.seed, say)]
         notes = [
-            "A child process is not needed: every solver is bounded by its iterations. CPU seconds are of one warm run, "
-            "compilation apart. One evaluation gives f, constraints and their derivatives to a peer; pdopt counts values "
-            "of f, line search included.",
+            "Every solver is bounded by its iterations, none by a clock. CPU seconds are of one warm run, compilation "
+            "apart. One evaluation gives f, constraints and their derivatives to a peer; pdopt counts values of f, line "
+            "search included.",
         ]
         if cutest.available():
             records += cutest_records(options, say)
@@ -147,7 +147,7 @@ def hs71_inequality(x: Any) -> Any:
 
 
 def starts_record(seed: int, say: Any) -> dict[str, Any]:
-    """256 random starts of HS71 in the box: one `vmap`, against SLSQP with compiled functions, one start after another."""
+    """256 random starts of HS71 in the box: one `vmap`, against SLSQP on compiled functions, one by one."""
     points = np.random.default_rng(seed).uniform(1, 5, (STARTS, 4))
     low, high = np.full(4, 1.0), np.full(4, 5.0)
     rows = {"equality": hs71_equality, "inequality": hs71_inequality, "lower": 1.0, "upper": 5.0}
@@ -190,7 +190,7 @@ def starts_record(seed: int, say: Any) -> dict[str, Any]:
 
 
 def claims(records: list[dict[str, Any]], full: bool) -> list[Claim]:
-    """The promises, from this run's figures alone; counts over a set are judged by a full run, which takes all of it."""
+    """The promises, from this run's figures alone; counts over a set are judged by a full run, which takes it all."""
     found = []
     for (kind, level), required in REQUIRED.items():
         mine = [r for r in records if r["what"] == "cutest" and r["set"] == kind and r["solver"] == OURS]
@@ -266,7 +266,7 @@ def starts_table(records: list[dict[str, Any]]) -> Table:
 
 
 def _profiled(records: list[dict[str, Any]], tolerance: float) -> list[dict[str, Any]]:
-    """Records as the profile takes them: solved at a tolerance (1e-8: the strict count), runs that were cut left out."""
+    """Records as a profile takes them: solved at a tolerance (1e-8: the strict count), without runs that were cut."""
     judged = [r for r in records if r["outcome"] != "cut"]
     outcome = lambda r: "solved" if (r["strict"] if tolerance == 1e-8 else r["outcome"] == "solved") else "missed"
     return [

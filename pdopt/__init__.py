@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from pdopt.methods.average_spectrum import AverageSpectrum
     from pdopt.methods.balancing import Balancer
     from pdopt.methods.dual_ascent import DualAscent
-    from pdopt.methods.matching_policies import Balance, Greedy, Ranking, UniformRandom
     from pdopt.methods.inner import ProjectedNewton
     from pdopt.methods.inner_iterative import ProjectedLBFGS, ProjectedNewtonCG
+    from pdopt.methods.matching_policies import Balance, Greedy, Ranking, UniformRandom
     from pdopt.methods.mirror_descent import MirrorDescent
     from pdopt.methods.pairwise import pairwise
     from pdopt.methods.pdhg import PDHG

@@ -16,8 +16,8 @@ import numpy as np
 from jax.core import Tracer
 
 from pdopt.errors import InvalidOption, InvalidProblem, UnsupportedProblem, require_range
-from pdopt.methods.balancing import Balancer
 from pdopt.methods.augmented_lagrangian import AugmentedLagrangian
+from pdopt.methods.balancing import Balancer
 from pdopt.methods.bregman_projections import BregmanProjections
 from pdopt.methods.dual_ascent import DualAscent
 from pdopt.methods.pdhg import PDHG

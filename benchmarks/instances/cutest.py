@@ -27,8 +27,8 @@ PACKAGE = "sif2jax"
 class Program(NamedTuple):
     """One problem on a flat x: `min f` subject to `equality = 0`, `inequality <= 0`, `lower <= x <= upper`.
 
-    `f`, `equality` and `inequality` are traceable; the latter two are None where the problem has none. `expected` is the
-    known optimal value, or None.
+    `f`, `equality` and `inequality` are traceable; the latter two are None where the problem has none. `expected` is
+    the known optimal value, or None.
     """
 
     name: str

@@ -206,7 +206,11 @@ class AugmentedLagrangian:
     def check(self, view: Any, state: State, visit: Visit) -> State:
         """The rule's next schedule, from the violation `|y' - y| / rho` of the last step."""
         after = self.rule(state.schedule, state.broken, self.growth, self.shrink)
-        after = after._replace(penalty=jnp.minimum(after.penalty, state.limit))
+        # A violation at its rounding does not shrink, and no penalty would make it.
+        exact = state.broken <= jnp.finfo(state.limit.dtype).eps
+        after = after._replace(
+            penalty=jnp.where(exact, state.schedule.penalty, jnp.minimum(after.penalty, state.limit))
+        )
         after = jax.tree.map(lambda new, old: new.astype(old.dtype), after, state.schedule)
         return state._replace(schedule=after)
 

@@ -109,6 +109,7 @@ class ProjectedNewton:
 
     def minimise(self, model: Any, x: Any, tolerance: Any, plain: Any) -> Found:
         """See `Minimiser`."""
+
         def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
             x, _, _, work, still = carry
             value, g, hessian = model.expansion(x)

@@ -32,7 +32,9 @@ def spread_bound(name: str, bound: Any, absent: float, like: Any) -> Any:
             try:
                 return jnp.broadcast_to(given, x.shape)
             except ValueError as error:
-                raise InvalidProblem(f"{name} has shape {np.shape(given)}; expected {x.shape}, that of start") from error
+                raise InvalidProblem(
+                    f"{name} has shape {np.shape(given)}; expected {x.shape}, that of start"
+                ) from error
 
         return jax.tree.map(leaf, part)
 
