@@ -26,10 +26,10 @@ def minimise(
 ) -> Solution:
     """`min f(x, *args)` subject to `equality(x, *args) = 0`, `inequality(x, *args) <= 0`, `lower <= x <= upper`.
 
-    A local minimiser, by the augmented Lagrangian with an inner method (`AugmentedLagrangian`, Newton by default: dense,
+    A local minimiser, by the augmented Lagrangian with an inner method (`AugmentedLagrangian`; Newton by default, dense,
     for up to some 500 variables; `ProjectedNewtonCG` and `ProjectedLBFGS` go further). Traceable: `vmap` over starts or
-    args solves many problems at once, `jit` and `grad` pass through. For one compilation pass the same functions at each
-    call, with data in `args`.
+    args solves many problems at once, `jit` and `grad` pass through. For one compilation pass the same functions at
+    each call, with data in `args`.
 
     Args:
         f: scalar function of x and args, twice differentiable near the solution, traceable by JAX.
@@ -48,8 +48,9 @@ def minimise(
         history: rows of `solution.history` to keep.
 
     Returns:
-        `Solution`: `x`; `y.equality`, `y.inequality` (`L = f + <y, v>`, `y.inequality >= 0`: what loosening a constraint
-        by one unit would save); `certificate` (`slope`: multipliers of bounds, `degenerate`); `work` (evaluations).
+        `Solution`: `x`; `y.equality`, `y.inequality` (`L = f + <y, v>`, `y.inequality >= 0`: what loosening a
+        constraint by one unit would save); `certificate` (`slope`: multipliers of bounds, `degenerate`); `work`
+        (evaluations).
         Status OPTIMAL, LOCALLY_INFEASIBLE, PENALTY_LIMIT, PRECISION_LIMIT, ITERATION_LIMIT, DIVERGED (unbounded below),
         NUMERICAL_ERROR (the best finite pair is returned) or PRIMAL_INFEASIBLE (crossed bounds).
 

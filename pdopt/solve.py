@@ -112,7 +112,8 @@ def solve(
         max_iterations: saddle steps (>= 1). None: 1 000 000 (entropic transport: 2000 sweeps; nonlinear programs: 200).
         gradient: "implicit": `solution.objective` has the derivative of the optimal value with respect to every
             floating leaf of the problem (envelope theorem), and the pair has one where its problem offers
-            `differentiated` (entropic transport, nonlinear programs); elsewhere it refuses. "none": the result is a constant.
+            `differentiated` (entropic transport, nonlinear programs); elsewhere it refuses. "none": the
+            result is a constant.
         history: rows of `solution.history` to keep: a fixed-size table of checks (columns `pdopt.HISTORY`).
 
     Returns:

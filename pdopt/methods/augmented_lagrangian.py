@@ -12,17 +12,17 @@ which is dual ascent on `f + rho |c|^2 / 2` with step rho, and proximal point on
 converges, with the factor `1 / (1 + rho sigma)` for a quadratic program, sigma the smallest eigenvalue of `A Q^-1 A'`
 that is not 0. A larger penalty means fewer steps and a worse conditioned inner problem.
 
-A quadratic program with equality rows has an exact minimiser. A nonlinear program has an inner one (`methods/inner.py`),
-which stops at the projected gradient that the rule of `rules/penalty.py` asks for, and near a solution steps are
-*polished*: rows with `y > 0` are taken for active, one Newton step on
+A quadratic program with equality rows has an exact minimiser. A nonlinear program has an inner one (`methods/inner.py`)
+which stops at the projected gradient that the rule of `rules/penalty.py` asks for. Near a solution steps are *polished*:
+rows with `y > 0` are taken for active, one Newton step on
 
     [ H   J' ] [ dx ]     [ grad_x L ]
     [ J  -1/r] [ dy ] = - [ v        ],       r >= eps^-1/4
 
 replaces the minimisation. Eliminating dy, this is a Newton step on the penalised Lagrangian with penalty r, followed by
-the move `dy = r (v + J dx)`: the same saddle step, which sees the linearised violation. The corner -1/r keeps it solvable
-when constraints are dependent. A polished pair is kept only where its largest residual shrank, else the last pair is
-taken back and the plain steps go on.
+the move `dy = r (v + J dx)`: the same saddle step, which sees the linearised violation. The corner -1/r keeps it
+solvable when constraints are dependent. A polished pair is kept only where its largest residual shrank, else the last
+pair is taken back and the plain steps go on.
 
 Not done here: a penalty for each row, a trust region on polished steps, second-order correction of active sets.
 """

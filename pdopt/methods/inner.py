@@ -1,6 +1,6 @@
 """Minimisers over a box, for the primal half of the method of multipliers; one protocol, three of them.
 
-    min_x  value(x)    subject to   lower <= x <= upper,    until  |x - clip(x - gradient, lower, upper)|_inf <= tolerance
+    min_x  value(x)   subject to   lower <= x <= upper,   until  |x - clip(x - gradient, lower, upper)|_inf <= tolerance
 
     ProjectedNewton      dense Hessian, Cholesky; for up to some 500 variables
     ProjectedNewtonCG    Hessian products, conjugate gradients; nothing dense (`inner_iterative.py`)
@@ -118,7 +118,7 @@ class ProjectedNewton:
             good = (error <= tolerance) & ~plain
             trial = search(model, x, value, g, direction, shifted, good, plain)
             moved = jnp.where(jnp.isfinite(trial.value), trial.x, x)
-            # Where no length is acceptable, or steps in a row change the value by rounding alone, more would do no better.
+            # Where no length is acceptable, or steps in a row change the value by rounding alone, more are no use.
             fell = trial.value < value - 10 * jnp.finfo(x.dtype).eps * jnp.abs(value)
             still = jnp.where(fell, 0, still + 1)
             over = good | ~trial.done | plain | (still >= STILL) | ~jnp.isfinite(error)

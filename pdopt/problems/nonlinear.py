@@ -15,7 +15,7 @@ a tolerance bounds the violation in the user's own units. Constraints are best w
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -87,8 +87,8 @@ class NonlinearProgram:
     lower: Any = None
     upper: Any = None
 
-    sense = 1.0
-    defaults = {"max_iterations": 200}
+    sense: ClassVar[float] = 1.0
+    defaults: ClassVar[dict[str, Any]] = {"max_iterations": 200}
 
     def __post_init__(self) -> None:
         if not jax.tree.leaves(self.start):

@@ -1,6 +1,6 @@
 """Derivatives of a nonlinear program's solution in its data, by the optimality conditions of what is active.
 
-At a solution the free variables F (between their bounds) and the active constraints A (`y > -g`; equalities always) obey
+At a solution the free variables F (between their bounds) and active constraints A (`y > -g`; equalities always) obey
 
     grad_x L(x, y; data)_F = 0,      v(x; data)_A = 0,      x = bound elsewhere,      y = 0 elsewhere
 
@@ -9,10 +9,10 @@ so their derivatives along a change of the data solve one linear system,
     [ H_FF   J_AF' ] [ dx_F ]     [ d(grad_x L)_F ]
     [ J_AF   -e I  ] [ dy_A ] = - [ d(v)_A        ],      e = sqrt(eps) times the size of the matrix,
 
-whose corner -e I keeps it solvable when constraints are dependent and costs a relative error of about sqrt(eps) elsewhere
-(1e-8 in float64; float32 reaches 1e-3). The matrix is dense, `(n + m)^2`. Where a constraint is active without a price
-(`degenerate`) the derivative is that of one side. Forward and reverse mode, batches and second derivatives follow, since
-the rule is a `custom_jvp` made of differentiable code.
+whose corner -e I keeps it solvable when constraints are dependent and costs a relative error of about sqrt(eps)
+elsewhere (1e-8 in float64; float32 reaches 1e-3). The matrix is dense, `(n + m)^2`. Where a constraint is active
+without a price (`degenerate`) the derivative is that of one side. Forward and reverse mode, batches and second
+derivatives follow, since the rule is a `custom_jvp` made of differentiable code.
 """
 
 from typing import Any

@@ -79,7 +79,8 @@ class Constrained(Protocol):
 
     `minimiser(y)` is the argmin over x of the Lagrangian `f(x) + <v(x), y>`, `augmented_minimiser(y, rho)` that of
     `augmented(x, y, rho) = f(x) + penalty(y, v(x), rho)`, the penalty being the Moreau envelope of the move.
-    `smoothness()` is the Lipschitz constant of the dual gradient `v(minimiser(y))`, `stiffness(x)` a first penalty at x.
+    `smoothness()` is the Lipschitz constant of the dual gradient `v(minimiser(y))`, `stiffness(x)` a first
+    penalty at x.
     """
 
     def start(self) -> Pair: ...

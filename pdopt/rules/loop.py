@@ -24,7 +24,7 @@ class Method(Protocol):
     Optional: `direction` (methods that can meet rays); `block(view, state, steps) -> (state, visit)`, the same steps at
     once where they share work; `stalled(state)`, whether rounding keeps the method from going on; `judged(view, state,
     visit, found) -> (state, status)` in place of `check` where the next state depends on how good the pair is, with a
-    status of its own (RUNNING for none). A view with `rests` may be left where it is by a step, which then ends nothing.
+    status of its own (RUNNING for none). A step may leave a view with `rests` where it is, which then ends nothing.
     """
 
     every: int
