@@ -13,8 +13,8 @@ converges, with the factor `1 / (1 + rho sigma)` for a quadratic program, sigma 
 that is not 0. A larger penalty means fewer steps and a worse conditioned inner problem.
 
 A quadratic program with equality rows has an exact minimiser. A nonlinear program has an inner one (`methods/inner.py`)
-which stops at the projected gradient that the rule of `rules/penalty.py` asks for. Near a solution steps are *polished*:
-rows with `y > 0` are taken for active, one Newton step on
+which stops at the projected gradient that the rule of `rules/penalty.py` asks for. Near a solution steps are
+*polished*: rows with `y > 0` are taken for active, one Newton step on
 
     [ H   J' ] [ dx ]     [ grad_x L ]
     [ J  -1/r] [ dy ] = - [ v        ],       r >= eps^-1/4
