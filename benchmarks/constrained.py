@@ -42,8 +42,8 @@ def run(options: Options, say: Any = print) -> Report:
         records = [starts_record(options.seed, say)]
         notes = [
             "Every solver is bounded by its iterations, none by a clock. CPU seconds are of one warm run, compilation "
-            "apart. One evaluation gives f, constraints and their derivatives to a peer; pdopt counts values of f, with "
-            "those of its line searches.",
+            "apart. One evaluation gives f, constraints and their derivatives to a peer; pdopt counts values of f, "
+            "with those of its line searches.",
         ]
         if cutest.available():
             records += cutest_records(options, say)

@@ -13,6 +13,9 @@ from pdopt.rules.penalty import nocedal_wright
 from pdopt.types import Status
 from tests.nonlinear_programs import KNOWN, Family, family, family_sums, of
 
+# Each program runs for milliseconds; compiling is all that it costs.
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 TIGHT = 1e-8
 
 

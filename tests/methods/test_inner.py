@@ -1,4 +1,4 @@
-"""The three minimisers over a box, on a quadratic with a known answer and on Rosenbrock's valley; and their line search."""
+"""The three minimisers over a box, on a quadratic with a known answer and Rosenbrock's valley; their line search."""
 
 from typing import Any
 
@@ -10,6 +10,9 @@ import pytest
 import pdopt
 from pdopt.methods.inner import residual, search
 from pdopt.types import record
+
+# Each program runs for milliseconds; compiling is all that it costs.
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 RNG = np.random.default_rng(3)
 M = RNG.standard_normal((5, 5))

@@ -12,6 +12,9 @@ from pdopt.errors import UnsupportedProblem
 from pdopt.problems.nonlinear_view import NonlinearView, Penalised
 from pdopt.types import Pair
 
+# Each program runs for milliseconds; compiling is all that it costs.
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 
 def objective(x: Any, scale: Any) -> Any:
     return scale * (x["a"][0] ** 2 + 3 * x["a"][1]) + x["b"] ** 4
