@@ -27,9 +27,9 @@ def minimise(
     """`min f(x, *args)` subject to `equality(x, *args) = 0`, `inequality(x, *args) <= 0`, `lower <= x <= upper`.
 
     A local minimiser by the augmented Lagrangian with an inner method (`AugmentedLagrangian`; by default Newton,
-    dense, for up to some 500 variables; `ProjectedNewtonCG` and `ProjectedLBFGS` go further). Traceable: `vmap` over starts or
-    args solves many problems at once, `jit` and `grad` pass through. For one compilation pass the same functions at
-    each call, with data in `args`.
+    dense, for up to some 500 variables; `ProjectedNewtonCG` and `ProjectedLBFGS` go further). Traceable: `vmap` over
+    starts or args solves many problems at once, `jit` and `grad` pass through. For one compilation pass the same
+    functions at each call, with data in `args`.
 
     Args:
         f: scalar function of x and args, twice differentiable near the solution, traceable by JAX.
