@@ -150,7 +150,7 @@ class AugmentedLagrangian:
             limit = first * 1e6 if exact else number(1e12)
         else:
             limit = first * self.largest
-        # The rule decides whether eta is used; the first step always moves the multipliers.
+        # An infinite eta: the first step moves the multipliers under either rule.
         schedule = Schedule(first, infinite, infinite, number(0.1))
         progress = Progress(infinite, infinite, number(GATE), jnp.int32(0), jnp.int32(0))
         return State(start, schedule, infinite, limit, jnp.asarray(False), progress, Work.none())
@@ -160,14 +160,14 @@ class AugmentedLagrangian:
         rho = self._penalty(state)
         if hasattr(view, "augmented_minimiser"):
             return row(lambda x, y: view.augmented_minimiser(y, rho), view.violation, view.move, theta=0)
-        plain = state.polish
+        polish = state.polish
         floor = jnp.finfo(rho.dtype).eps ** (2 / 3)
 
         def primal(x: Any, y: Any, memory: Memory) -> tuple[Any, Memory]:
-            model = view.model(y, rho, plain)
-            found = self.inner.minimise(model, x, jnp.maximum(state.schedule.omega, floor), plain)
+            model = view.model(y, rho, polish)
+            found = self.inner.minimise(model, x, jnp.maximum(state.schedule.omega, floor), polish)
             # A polished step shows the multipliers v(x) + J dx, any other v(x').
-            spot = Spot(jnp.where(plain, x, found.x), jnp.where(plain, found.x - x, 0), found.work)
+            spot = Spot(jnp.where(polish, x, found.x), jnp.where(polish, found.x - x, 0), found.work)
             return found.x, memory._replace(primal=spot)
 
         def violation(x: Any, spot: Spot) -> Any:
@@ -175,9 +175,9 @@ class AugmentedLagrangian:
             return value + change
 
         def signal(v: Any, memory: Memory) -> tuple[Any, Memory]:
-            idle = plain & ~view.equalities & (state.pair.y <= 0)
+            idle = polish & ~view.equalities & (state.pair.y <= 0)
             broken = jnp.max(jnp.abs(jnp.where(view.equalities, v, jnp.maximum(v, -state.pair.y / rho))), initial=0)
-            waits = idle | (~plain & (broken > state.schedule.eta))
+            waits = idle | (~polish & (broken > state.schedule.eta))
             return jnp.where(waits, 0, v), memory._replace(dual=broken)
 
         return Parts(primal, violation, view.move, 0, signal)
@@ -249,7 +249,7 @@ class AugmentedLagrangian:
         patient = progress.slow >= PATIENCE
         near = progress.best <= eps**0.25
         stuck = (residuals.primal > eps**0.25) & (found.proof.unmovable <= eps**0.4 * residuals.primal)
-        unbounded = (found.objective < UNBOUNDED) & (residuals.primal <= 1)
+        unbounded = (found.objective < UNBOUNDED) & (residuals.primal <= 1e-6 * jnp.abs(found.objective))
         status = jnp.int32(int(Status.RUNNING))
         for fact, name in (
             (near & (progress.stall >= STALL), Status.PRECISION_LIMIT),

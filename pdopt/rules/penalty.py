@@ -52,7 +52,8 @@ def nocedal_wright(schedule: Schedule, broken: Any, growth: Any, shrink: Any) ->
         100.0 0.631 0.01
     """
     good = broken <= schedule.eta
+    first = ~jnp.isfinite(schedule.eta)  # the first step moves the multipliers whatever V is
     penalty = jnp.where(good, schedule.penalty, growth * schedule.penalty)
-    eta = jnp.where(good, schedule.eta * penalty**-0.9, penalty**-0.1)
+    eta = jnp.where(good & ~first, schedule.eta * penalty**-0.9, penalty**-0.1)
     omega = jnp.where(good, schedule.omega, 1) / penalty
     return Schedule(penalty, broken, eta, omega)
