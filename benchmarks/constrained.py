@@ -48,7 +48,7 @@ def run(options: Options, say: Any = print) -> Report:
         if cutest.available():
             records += cutest_records(options, say)
         else:
-            notes.append("CUTEst: skipped, sif2jax is not installed (pip install 'pdopt[bench]').")
+            notes.append("CUTEst: skipped, sif2jax is not installed (pip install 'pdopt[cutest]').")
     solved = [r for r in records if r["what"] == "cutest"]
     pictures = []
     for field, label in (("evaluations", "evaluations of f"), ("cpu", "CPU s")):
