@@ -181,10 +181,10 @@ def _newton(model: Any, x: Any, g: Any, hessian: Any, error: Any) -> tuple[Any, 
     """`-(H + tau I)^-1 g` on the free variables, and whether tau > 0."""
     held = outward(model, x, g, error)
     free = ~held
-    matrix = jnp.where(free[:, None] & free[None, :], hessian, 0) + jnp.diag(held.astype(x.dtype))
-    matrix = jnp.where(jnp.isfinite(matrix), matrix, 0)
+    matrix = jnp.where(free[:, None] & free[None, :] & jnp.isfinite(hessian), hessian, 0)
+    size = jnp.max(jnp.abs(matrix), initial=0)
+    matrix = matrix + jnp.diag(jnp.where(held, jnp.where(size > 0, size, 1), 0))
     gradient = jnp.where(free & jnp.isfinite(g), g, 0)
-    size = jnp.max(jnp.abs(jnp.where(free[:, None] & free[None, :], matrix, 0)), initial=0)
     # Without curvature a Newton step has no length: one of 1e3 in the largest entry of the gradient.
     least = 1e-3 * jnp.max(jnp.abs(gradient), initial=0)
     first = jnp.where(size < least, least, 0)
@@ -194,7 +194,8 @@ def _newton(model: Any, x: Any, g: Any, hessian: Any, error: Any) -> tuple[Any, 
         return jnp.linalg.cholesky(matrix + tau * jnp.diag(free.astype(x.dtype)))
 
     def solved(L: Any) -> Any:
-        return jnp.all(jnp.isfinite(L))
+        # A pivot of the size of its rounding is a direction without curvature, along which a step would be noise.
+        return jnp.all(jnp.isfinite(L)) & (jnp.min(jnp.diagonal(L)) ** 2 > x.size * jnp.finfo(x.dtype).eps * size)
 
     def again(carry: tuple[Any, Any]) -> tuple[Any, Any]:
         tau = jnp.maximum(4 * carry[0], bump)

@@ -168,7 +168,8 @@ class NonlinearProgram:
         slope = jax.tree.map(jnp.add, steep, force)
         outside = jax.tree.map(lambda x, l, u: jnp.maximum(l - x, x - u), x, self.lower, self.upper)
         primal = jnp.maximum(largest((broken, jax.tree.map(lambda o: jnp.maximum(o, 0), outside))), 0)
-        dual = largest(self._moved(x, slope))
+        # A NaN of the user's function has the slope 0, which must not be taken for a stationary point.
+        dual = jnp.where(jnp.isfinite(value), largest(self._moved(x, slope)), jnp.nan)
         gap = largest(jax.tree.map(lambda g, m: jnp.maximum(g, -m), v.inequality, y.inequality))
         relative = dual / jnp.maximum(1, largest(steep))
         residuals = Residuals(primal, relative, gap, primal, dual, gap, primal)
