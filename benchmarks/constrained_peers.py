@@ -5,15 +5,19 @@ All see the same jitted float64 functions of JAX, gradients and Jacobians; trust
 
 import importlib.util
 import time
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.optimize import Bounds, NonlinearConstraint, minimize
+from scipy import optimize
+from scipy.optimize import minimize
 
 from benchmarks.constrained_judge import Point
 from benchmarks.instances.cutest import Program
+
+# SciPy's annotations of these two know numbers and names only, not arrays and functions.
+Bounds, NonlinearConstraint = cast(Any, optimize.Bounds), cast(Any, optimize.NonlinearConstraint)
 
 PEERS = ("SLSQP", "trust-constr", "Ipopt")
 ITERATIONS = 3000
@@ -97,7 +101,7 @@ def _slsqp(functions: Functions) -> tuple[Any, str]:
 def _trust(functions: Functions) -> tuple[Any, str]:
     program, at = functions.program, functions.point
     zeros = np.zeros(functions.unequal)
-    rows = []
+    rows: list[Any] = []
     if functions.equal:
         hess = lambda x, w: functions.hessian(x, np.concatenate([[0.0], w, zeros]))
         rows.append(NonlinearConstraint(lambda x: at(x).h, 0, 0, jac=lambda x: at(x).h_slopes, hess=hess))
@@ -117,7 +121,7 @@ def _trust(functions: Functions) -> tuple[Any, str]:
 
 
 def _ipopt(functions: Functions) -> tuple[Any, str]:
-    import ipyopt
+    import ipyopt  # pyright: ignore[reportMissingImports]
 
     program, at = functions.program, functions.point
     n, m = program.start.size, functions.equal + functions.unequal

@@ -185,10 +185,10 @@ def _newton(model: Any, x: Any, g: Any, hessian: Any, error: Any) -> tuple[Any, 
     size = jnp.max(jnp.abs(matrix), initial=0)
     matrix = matrix + jnp.diag(jnp.where(held, jnp.where(size > 0, size, 1), 0))
     gradient = jnp.where(free & jnp.isfinite(g), g, 0)
-    # Without curvature a Newton step has no length: one of 1e3 in the largest entry of the gradient.
-    least = 1e-3 * jnp.max(jnp.abs(gradient), initial=0)
+    # Without curvature a Newton step has no length: one of 1e3 times x then, so that an unbounded ray is soon seen.
+    far = jnp.maximum(1, jnp.max(jnp.abs(x), initial=0))
+    least = 1e-3 * jnp.max(jnp.abs(gradient), initial=0) / far
     first = jnp.where(size < least, least, 0)
-    bump = jnp.maximum(jnp.maximum(least, 1e-6 * size), jnp.finfo(x.dtype).tiny)
 
     def factor(tau: Any) -> Any:
         return jnp.linalg.cholesky(matrix + tau * jnp.diag(free.astype(x.dtype)))
@@ -197,11 +197,16 @@ def _newton(model: Any, x: Any, g: Any, hessian: Any, error: Any) -> tuple[Any, 
         # A pivot of the size of its rounding is a direction without curvature, along which a step would be noise.
         return jnp.all(jnp.isfinite(L)) & (jnp.min(jnp.diagonal(L)) ** 2 > x.size * jnp.finfo(x.dtype).eps * size)
 
+    whole = factor(first)
+    # A factor that exists is flat in some direction; one that does not met negative curvature.
+    share = jnp.where(jnp.all(jnp.isfinite(whole)), jnp.finfo(x.dtype).eps ** 0.5, 1e-6)
+    bump = jnp.maximum(jnp.maximum(least, share * size), jnp.finfo(x.dtype).tiny).astype(x.dtype)
+
     def again(carry: tuple[Any, Any]) -> tuple[Any, Any]:
         tau = jnp.maximum(4 * carry[0], bump)
         return tau, factor(tau)
 
-    tau, L = lax.while_loop(lambda c: ~solved(c[1]) & (c[0] <= 1e8 * (size + least)), again, (first, factor(first)))
+    tau, L = lax.while_loop(lambda c: ~solved(c[1]) & (c[0] <= 1e8 * (size + least)), again, (first, whole))
     step = jax.scipy.linalg.cho_solve((L, True), -gradient)
     step = jnp.where(jnp.all(jnp.isfinite(step)), step, -gradient)
     return settle(model, x, g, step, held), tau > 0
