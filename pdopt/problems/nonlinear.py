@@ -24,7 +24,7 @@ from jax.flatten_util import ravel_pytree
 from pdopt.errors import InvalidProblem
 from pdopt.geometry.points import inner
 from pdopt.problems.checks import check_bounds, check_finite
-from pdopt.problems.nonlinear_checks import check_functions, spread_bound
+from pdopt.problems.nonlinear_checks import argument, check_functions, spread_bound
 from pdopt.problems.nonlinear_gradients import attach
 from pdopt.runtime.precision import as_array, precision_scope, resolve_dtype
 from pdopt.types import Optimality, Pair, Residuals, record
@@ -98,6 +98,8 @@ class NonlinearProgram:
         check = lambda path, leaf: check_finite("start" + jax.tree_util.keystr(path), leaf)
         jax.tree_util.tree_map_with_path(check, start)
         args = self.args if isinstance(self.args, tuple) else (self.args,)
+        with precision_scope(start):
+            args = jax.tree.map(lambda leaf: argument(leaf, dtype), args)
         lower = spread_bound("lower", self.lower, -jnp.inf, start)
         upper = spread_bound("upper", self.upper, jnp.inf, start)
         for low, high in zip(jax.tree.leaves(lower), jax.tree.leaves(upper)):

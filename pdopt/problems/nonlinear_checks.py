@@ -17,6 +17,23 @@ UNTRACEABLE = (
 )
 
 
+def argument(leaf: Any, dtype: Any) -> Any:
+    """A leaf of `args` as an array: Python floats take x's type, everything else keeps its own.
+
+    Example:
+        >>> print(argument(2.0, jnp.float32).dtype, argument(np.arange(2), jnp.float32).dtype)
+        float32 int32
+    """
+    if isinstance(leaf, jax.Array):
+        return leaf
+    if isinstance(leaf, float) and not isinstance(leaf, np.generic):
+        return as_array("args", leaf, dtype)
+    try:
+        return jnp.asarray(leaf)
+    except TypeError as error:
+        raise InvalidProblem(f"args has a leaf of type {type(leaf).__name__}; expected arrays or numbers") from error
+
+
 def spread_bound(name: str, bound: Any, absent: float, like: Any) -> Any:
     """A bound as a pytree of arrays like `like`, from None, a scalar, or a pytree that is a prefix of it.
 
