@@ -45,7 +45,7 @@ from pdopt.types import Memory, Optimality, Pair, Status, Visit, record
 GATE = 1e-2  # a residual from which polished steps are tried; each must shrink it
 PATIENCE = 3  # checks in a row that must agree before the penalty or infeasibility ends a run
 STALL = 12  # checks without a better pair, near the precision of the type, that end a run
-UNBOUNDED = -1e15
+UNBOUNDED = -1e12  # an objective below this, at a point that is feasible for its size, is taken for unbounded
 
 
 class Progress(NamedTuple):

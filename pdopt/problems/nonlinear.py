@@ -173,6 +173,7 @@ class NonlinearProgram:
         # A NaN of the user's function has the slope 0, which must not be taken for a stationary point.
         dual = jnp.where(jnp.isfinite(value), largest(self._moved(x, slope)), jnp.nan)
         gap = largest(jax.tree.map(lambda g, m: jnp.maximum(g, -m), v.inequality, y.inequality))
+        gap = gap.astype(value.dtype)  # of no constraints at all it is a float32 0
         relative = dual / jnp.maximum(1, largest(steep))
         residuals = Residuals(primal, relative, gap, primal, dual, gap, primal)
         proof = Proof(slope, largest(self._moved(x, regain)), self._degenerate(v, y, x, slope))
