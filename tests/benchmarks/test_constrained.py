@@ -38,7 +38,7 @@ def test_the_table_has_the_published_sets() -> None:
     assert (len(cutest.names("equality")), len(cutest.names("inequality"))) == (42, 27)
     assert all(name in cutest.table() for chosen in constrained.QUICK.values() for name in chosen)
     np.testing.assert_array_equal(cutest._factors("+-", 2), [-1, 1])
-    with pytest.raises(ValueError, match="2 rows"):
+    with pytest.raises(ValueError, match="the problem has 2"):
         cutest._factors("+", 2)
 
 
