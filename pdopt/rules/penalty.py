@@ -48,8 +48,8 @@ def nocedal_wright(schedule: Schedule, broken: Any, growth: Any, shrink: Any) ->
 
     Example:
         >>> after = nocedal_wright(Schedule(10.0, jnp.inf, 0.5, 0.1), 1.0, 10.0, 0.5)
-        >>> print(after.penalty, after.eta.round(3), after.omega)  # V > eta: the penalty grew
-        100.0 0.631 0.01
+        >>> print(f"{after.penalty:.3g} {after.eta:.3g} {after.omega:.3g}")  # V > eta: the penalty grew
+        100 0.631 0.01
     """
     good = broken <= schedule.eta
     first = ~jnp.isfinite(schedule.eta)  # the first step moves the multipliers whatever V is
