@@ -6,7 +6,21 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "highspy", "ortools", "mpax", "clarabel", "osqp", "ott-jax", "POT")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "numpy",
+    "scipy",
+    "highspy",
+    "ortools",
+    "mpax",
+    "clarabel",
+    "osqp",
+    "ott-jax",
+    "POT",
+    "sif2jax",
+    "ipyopt",
+)
 
 
 def machine() -> dict[str, str]:

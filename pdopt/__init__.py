@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from pdopt.methods.average_spectrum import AverageSpectrum
     from pdopt.methods.balancing import Balancer
     from pdopt.methods.dual_ascent import DualAscent
+    from pdopt.methods.inner import ProjectedNewton
+    from pdopt.methods.inner_iterative import ProjectedLBFGS, ProjectedNewtonCG
     from pdopt.methods.matching_policies import Balance, Greedy, Ranking, UniformRandom
     from pdopt.methods.mirror_descent import MirrorDescent
     from pdopt.methods.multiplier import Growth, Multiplier, Violation
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from pdopt.methods.pdhg import PDHG
     from pdopt.methods.semi_dual import Dual, SemiDual
     from pdopt.methods.sinkhorn import Sinkhorn
+    from pdopt.minimise import minimise
     from pdopt.offline import offline
     from pdopt.operators.dense import Dense
     from pdopt.operators.implicit import Implicit
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
     from pdopt.problems.linear import LinearProgram
     from pdopt.problems.matching import StochasticMatching, left_heavy, upper_triangular
     from pdopt.problems.mps import read_model, read_mps
+    from pdopt.problems.nonlinear import Multipliers, NonlinearProgram
     from pdopt.problems.point_costs import LowRank, SqEuclidean
     from pdopt.problems.quadratic import QuadraticProgram
     from pdopt.problems.sampling import sample, worst_order
@@ -103,6 +107,12 @@ _HOMES = {
     "MatrixGame": "problems.game",
     "Memory": "types",
     "MirrorDescent": "methods.mirror_descent",
+    "minimise": "minimise",
+    "Multipliers": "problems.nonlinear",
+    "NonlinearProgram": "problems.nonlinear",
+    "ProjectedLBFGS": "methods.inner_iterative",
+    "ProjectedNewton": "methods.inner",
+    "ProjectedNewtonCG": "methods.inner_iterative",
     "Modulated": "problems.arrivals",
     "Multiplier": "methods.multiplier",
     "PID": "rules.signals",
@@ -183,8 +193,13 @@ __all__ = [
     "MirrorDescent",
     "Modulated",
     "Multiplier",
+    "Multipliers",
+    "NonlinearProgram",
     "Pair",
     "Phases",
+    "ProjectedLBFGS",
+    "ProjectedNewton",
+    "ProjectedNewtonCG",
     "Quadratic",
     "QuadraticProgram",
     "Ranking",
@@ -212,6 +227,7 @@ __all__ = [
     "left_heavy",
     "match_online",
     "matching_lp",
+    "minimise",
     "offline",
     "pairwise",
     "read_model",

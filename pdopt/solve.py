@@ -16,6 +16,7 @@ import numpy as np
 from jax.core import Tracer
 
 from pdopt.errors import InvalidOption, InvalidProblem, UnsupportedProblem, require_range
+from pdopt.methods.augmented_lagrangian import AugmentedLagrangian
 from pdopt.methods.balancing import Balancer
 from pdopt.methods.bregman_projections import BregmanProjections
 from pdopt.methods.dual_ascent import DualAscent
@@ -28,6 +29,7 @@ from pdopt.problems.checks import concrete
 from pdopt.problems.entropy import Entropy
 from pdopt.problems.game import MatrixGame
 from pdopt.problems.linear import LinearProgram
+from pdopt.problems.nonlinear import NonlinearProgram
 from pdopt.problems.quadratic import QuadraticProgram
 from pdopt.problems.sparsity import KSparse, Quadratic
 from pdopt.problems.transport import Transport
@@ -79,6 +81,11 @@ def _(problem: QuadraticProgram) -> DualAscent:
 
 
 @default_method.register
+def _(problem: NonlinearProgram) -> AugmentedLagrangian:
+    return AugmentedLagrangian()
+
+
+@default_method.register
 def _(problem: Barycenter) -> BregmanProjections:
     return BregmanProjections()
 
@@ -102,10 +109,11 @@ def solve(
             that is optimal already is returned after 0 iterations.
         tolerance: all three relative residuals must be at most this (> 0). None: 1e-6 in float64, 1e-4 in float32
             (transport: 1e-4 in both).
-        max_iterations: saddle steps (>= 1). None: 1 000 000 (entropic transport: 2000 sweeps).
+        max_iterations: saddle steps (>= 1). None: 1 000 000 (entropic transport: 2000 sweeps; nonlinear programs: 200).
         gradient: "implicit": `solution.objective` has the derivative of the optimal value with respect to every
             floating leaf of the problem (envelope theorem), and the pair has one where its problem offers
-            `differentiated` (entropic transport); elsewhere it refuses. "none": the result is a constant.
+            `differentiated` (entropic transport, nonlinear programs); elsewhere it refuses. "none": the
+            result is a constant.
         history: rows of `solution.history` to keep: a fixed-size table of checks (columns `pdopt.HISTORY`).
 
     Returns:
@@ -211,6 +219,7 @@ def finish(problem: Any, carry: Carry, tolerance: Any) -> Solution:
         carry.iterations,
         problem.certificate(found.proof, carry.ray),
         carry.history if carry.history.rows.shape[0] else None,
+        getattr(carry.state, "work", None),
     )
 
 

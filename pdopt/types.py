@@ -194,6 +194,7 @@ class Solution:
         iterations: saddle steps taken.
         certificate: what proves the status: reduced costs at an optimum, a ray when infeasible.
         history: fixed-size table of checks, or None unless asked for.
+        work: counts of what the steps cost, where the method keeps them (evaluations of a user's functions).
     """
 
     pair: Pair
@@ -204,6 +205,7 @@ class Solution:
     iterations: Any
     certificate: Any = None
     history: Any = None
+    work: Any = None
 
     @property
     def x(self) -> Any:

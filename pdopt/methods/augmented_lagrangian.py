@@ -12,10 +12,22 @@ which is dual ascent on `f + rho |c|^2 / 2` with step rho, and proximal point on
 converges, with the factor `1 / (1 + rho sigma)` for a quadratic program, sigma the smallest eigenvalue of `A Q^-1 A'`
 that is not 0. A larger penalty means fewer steps and a worse conditioned inner problem.
 
-Not done here: inequality rows and bounds (their inner problem is piecewise; the view refuses them), inexact inner
-minimisers, a penalty for each row. At its limit the penalty stays there; the steps go on.
+A quadratic program with equality rows has an exact minimiser. A nonlinear program has an inner one (`methods/inner.py`)
+which stops at the projected gradient that the rule of `rules/penalty.py` asks for. Near a solution steps are
+*polished*: rows with `y > 0` are taken for active, one Newton step on
+
+    [ H   J' ] [ dx ]     [ grad_x L ]
+    [ J  -1/r] [ dy ] = - [ v        ],       r >= eps^-1/4
+
+replaces the minimisation. Eliminating dy, this is a Newton step on the penalised Lagrangian with penalty r, followed by
+the move `dy = r (v + J dx)`: the same saddle step, which sees the linearised violation. The corner -1/r keeps it
+solvable when constraints are dependent. A polished pair is kept only where its largest residual shrank, else the last
+pair is taken back and the plain steps go on.
+
+Not done here: a penalty for each row, a trust region on polished steps, second-order correction of active sets.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -24,32 +36,66 @@ import optax
 
 from pdopt.errors import InvalidOption, require_range
 from pdopt.geometry.checks import concrete
+from pdopt.methods.inner import Minimiser, ProjectedNewton, Work
 from pdopt.problems.views import constrained, require_augmented_minimiser
+from pdopt.rules.penalty import Schedule, algencan
 from pdopt.rules.saddle import Parts, row, saddle_step
-from pdopt.types import Memory, Pair, Visit, record
+from pdopt.types import Memory, Optimality, Pair, Status, Visit, record
+
+GATE = 1e-2  # a residual from which polished steps are tried; each must shrink it
+PATIENCE = 3  # checks in a row that must agree before the penalty or infeasibility ends a run
+STALL = 12  # checks without a better pair, near the precision of the type, that end a run
+UNBOUNDED = -1e12  # an objective below this, at a point that is feasible for its size, is taken for unbounded
+
+
+class Progress(NamedTuple):
+    """What the judgements so far say: the last error and the best, and for how many checks nothing got better.
+
+    `gate` is the error at which the next polished step is tried, `slow` counts checks in a row that raised the penalty.
+    """
+
+    error: Any
+    best: Any
+    gate: Any
+    slow: Any
+    stall: Any
 
 
 class State(NamedTuple):
-    """The pair, the penalty, and how far the last check's step moved y over the penalty: the size of the violation."""
+    """The pair, the schedule of the penalty, V of the last step, the limit of rho, whether to polish next, costs."""
 
     pair: Pair
-    penalty: Any
-    limit: Any
+    schedule: Schedule
     broken: Any
+    limit: Any
+    polish: Any
+    progress: Progress
+    work: Any
 
 
-@record(static=("every",))
+class Spot(NamedTuple):
+    """What the primal half leaves for the dual one: where the violation is taken, along which change, and the cost."""
+
+    base: Any
+    change: Any
+    work: Any
+
+
+@record(static=("every", "inner", "rule"))
 class AugmentedLagrangian:
-    """Method of multipliers with an exact inner minimiser.
+    """Method of multipliers, with an exact inner minimiser where the problem has one, else with `inner`.
 
     Attributes:
-        penalty: first rho, > 0; None takes ten times the size of the objective against that of the rows (the view's
+        penalty: first rho, > 0; None takes the size of the objective against that of the constraints (the view's
             `stiffness`).
         growth: rho is multiplied by this at a check where the violation did not shrink enough; >= 1, 1 keeps rho.
         shrink: in (0, 1): the share of the last check's violation that counts as enough (Conn, Gould, Toint 1991 and
             ALGENCAN: 0.25 to 0.5).
-        largest: rho stops growing at this multiple of the first one, >= 1.
-        every: steps between checks, >= 1; a step solves a linear system, so each is looked at.
+        largest: rho stops growing at this multiple of the first one, >= 1; None: 1e6 with an exact minimiser; with an
+            inner one rho stops at 1e12, and the run soon after with PENALTY_LIMIT.
+        every: steps between checks, >= 1; a step solves a linear system at least, so each is looked at.
+        inner: minimiser over a box: `ProjectedNewton()`, `ProjectedNewtonCG()`, `ProjectedLBFGS()`.
+        rule: `algencan` or `nocedal_wright` of `pdopt.rules.penalty`, or a function like them.
 
     Raises:
         InvalidOption: a setting outside its range.
@@ -65,43 +111,89 @@ class AugmentedLagrangian:
     penalty: Any = None
     growth: Any = 10.0
     shrink: Any = 0.25
-    largest: Any = 1e6
+    largest: Any = None
     every: int = 1
+    inner: Minimiser = ProjectedNewton()
+    rule: Callable[..., Schedule] = algencan
 
     def __post_init__(self) -> None:
         if not isinstance(self.every, int) or self.every < 1:
             raise InvalidOption(f"every is {self.every!r}; expected an integer >= 1")
+        if not callable(self.rule):
+            raise InvalidOption(f"rule is {self.rule!r}; expected algencan, nocedal_wright or a function like them")
+        if not hasattr(self.inner, "minimise"):
+            raise InvalidOption(f"inner is {self.inner!r}; expected a minimiser such as ProjectedNewton()")
         if not concrete(self):
             return
-        if self.penalty is not None:
-            require_range("penalty", self.penalty, 0.0, open_low=True)
+        for name in ("penalty", "largest"):
+            if getattr(self, name) is not None:
+                require_range(name, getattr(self, name), 1.0 if name == "largest" else 0.0, open_low=name == "penalty")
         require_range("growth", self.growth, 1.0)
         require_range("shrink", self.shrink, 0.0, 1.0, open_low=True)
-        require_range("largest", self.largest, 1.0)
 
     def admit(self, problem: Any) -> None:
-        """Raise `UnsupportedProblem` for data without an exact augmented minimiser; before tracing."""
+        """Raise `UnsupportedProblem` for data without an augmented minimiser; before tracing."""
         require_augmented_minimiser(problem)
 
     def view(self, problem: Any) -> Any:
         """The problem as this method sees it."""
         return constrained(problem)
 
-    def parts(self, view: Any, penalty: Any) -> Parts:
-        """The row of the table: the functions that make the saddle step the method of multipliers."""
-        return row(lambda x, y: view.augmented_minimiser(y, penalty), view.violation, view.move, theta=0)
-
     def init(self, view: Any, start: Pair) -> State:
         """The first state from a pair in the view's units."""
         dtype = jnp.result_type(*jax.tree.leaves(start))
-        first = jnp.asarray(view.stiffness() if self.penalty is None else self.penalty, dtype)
-        return State(start, first, (first * self.largest).astype(dtype), jnp.full((), jnp.inf, dtype))
+        number = lambda value: jnp.asarray(value, dtype)
+        infinite = number(jnp.inf)
+        first = number(view.stiffness(start.x) if self.penalty is None else self.penalty)
+        exact = hasattr(view, "augmented_minimiser")
+        if self.largest is None:
+            limit = first * 1e6 if exact else number(1e12)
+        else:
+            limit = first * self.largest
+        # An infinite eta: the first step moves the multipliers under either rule.
+        schedule = Schedule(first, infinite, infinite, number(0.1))
+        progress = Progress(infinite, infinite, number(GATE), jnp.int32(0), jnp.int32(0))
+        return State(start, schedule, infinite, limit, jnp.asarray(False), progress, Work.none())
+
+    def parts(self, view: Any, state: State) -> Parts:
+        """The row of the table: the functions that make the saddle step the method of multipliers."""
+        rho = self._penalty(state)
+        if hasattr(view, "augmented_minimiser"):
+            return row(lambda x, y: view.augmented_minimiser(y, rho), view.violation, view.move, theta=0)
+        polish = state.polish
+        floor = jnp.finfo(rho.dtype).eps ** (2 / 3)
+
+        def primal(x: Any, y: Any, memory: Memory) -> tuple[Any, Memory]:
+            model = view.model(y, rho, polish)
+            found = self.inner.minimise(model, x, jnp.maximum(state.schedule.omega, floor), polish)
+            # A polished step shows the multipliers v(x) + J dx, any other v(x').
+            spot = Spot(jnp.where(polish, x, found.x), jnp.where(polish, found.x - x, 0), found.work)
+            return found.x, memory._replace(primal=spot)
+
+        def violation(x: Any, spot: Spot) -> Any:
+            value, change = jax.jvp(view.violation, (spot.base,), (spot.change,))
+            return value + change
+
+        def signal(v: Any, memory: Memory) -> tuple[Any, Memory]:
+            idle = polish & ~view.equalities & (state.pair.y <= 0)
+            broken = jnp.max(jnp.abs(jnp.where(view.equalities, v, jnp.maximum(v, -state.pair.y / rho))), initial=0)
+            waits = idle | (~polish & (broken > state.schedule.eta))
+            return jnp.where(waits, 0, v), memory._replace(dual=broken)
+
+        return Parts(primal, violation, view.move, 0, signal)
 
     def step(self, view: Any, state: State) -> tuple[State, Visit]:
         """One saddle step, whose dual step size is the penalty."""
-        parts = self.parts(view, state.penalty)
-        after, _ = saddle_step(parts, state.penalty, state.pair, Memory())
-        return state._replace(pair=after), Visit(state.pair, after)
+        after, memory = saddle_step(self.parts(view, state), self._penalty(state), state.pair, Memory())
+        visit = Visit(state.pair, after)
+        if not isinstance(memory.primal, Spot):
+            moved = optax.tree.sub(after.y, state.pair.y)
+            broken = jnp.max(jnp.abs(moved), initial=0) / state.schedule.penalty
+            return state._replace(pair=after, broken=broken), visit
+        work = jax.tree.map(jnp.add, state.work, memory.primal.work)
+        # The move, and the judgement after it, look at f and v once more each, the latter with a gradient.
+        work = work._replace(values=work.values + 2, gradients=work.gradients + 1)
+        return state._replace(pair=after, broken=memory.dual, work=work), visit
 
     def pair(self, view: Any, state: State, visit: Visit) -> Pair:
         """The pair to return now."""
@@ -112,9 +204,66 @@ class AugmentedLagrangian:
         return optax.tree.sub(visit.after, visit.before)
 
     def check(self, view: Any, state: State, visit: Visit) -> State:
-        """Raise the penalty unless the violation `|y' - y| / rho` fell to `shrink` of what it was at the last check."""
-        broken = optax.tree.norm(optax.tree.sub(visit.after.y, visit.before.y)) / state.penalty
-        slow = broken > self.shrink * state.broken
-        raised = jnp.minimum(state.penalty * self.growth, state.limit)
-        penalty = jnp.where(slow, raised, state.penalty).astype(state.penalty.dtype)
-        return state._replace(penalty=penalty, broken=broken)
+        """The rule's next schedule, from the violation `|y' - y| / rho` of the last step."""
+        after = self.rule(state.schedule, state.broken, self.growth, self.shrink)
+        # A violation at its rounding does not shrink, and no penalty would make it.
+        exact = state.broken <= jnp.finfo(state.limit.dtype).eps
+        after = after._replace(
+            penalty=jnp.where(exact, state.schedule.penalty, jnp.minimum(after.penalty, state.limit))
+        )
+        after = jax.tree.map(lambda new, old: new.astype(old.dtype), after, state.schedule)
+        return state._replace(schedule=after)
+
+    def judged(self, view: Any, state: State, visit: Visit, found: Optimality) -> tuple[State, Any]:
+        """`check`, and with an inner minimiser: polish next, take a polished step back, or end the run."""
+        running = jnp.int32(int(Status.RUNNING))
+        if hasattr(view, "augmented_minimiser"):
+            return self.check(view, state, visit), running
+        error, last = found.residuals.error, state.progress
+        plain = ~state.polish
+        shrank = error < last.error
+        kept = optax.tree.where(plain | shrank, visit.after, visit.before)
+        outer = self.check(view, state, visit)
+        raised = outer.schedule.penalty > state.schedule.penalty
+        at_limit = outer.schedule.penalty >= state.limit
+        schedule = optax.tree.where(plain, outer.schedule, state.schedule)
+        error = jnp.where(plain | shrank, error, last.error)
+        # A polished step that did not halve the error gives way to plain ones until that error is a tenth.
+        gate = jnp.where(plain | (found.residuals.error <= 0.5 * last.error), last.gate, 0.1 * error)
+        polish = (error <= gate) & self.inner.polishes
+        better = error < 0.9 * last.best
+        progress = Progress(
+            error,
+            jnp.minimum(error, last.best),
+            gate,
+            jnp.where(plain & (raised | at_limit), last.slow + 1, jnp.where(plain, 0, last.slow)),
+            jnp.where(better, 0, last.stall + 1),
+        )
+        state = state._replace(pair=kept, schedule=schedule, polish=polish, progress=progress)
+        return state, self._own(state, found, at_limit & plain)
+
+    def _own(self, state: State, found: Optimality, at_limit: Any) -> Any:
+        """LOCALLY_INFEASIBLE, PENALTY_LIMIT, PRECISION_LIMIT, DIVERGED, or RUNNING."""
+        progress, residuals = state.progress, found.residuals
+        eps = jnp.finfo(residuals.error.dtype).eps
+        patient = progress.slow >= PATIENCE
+        near = progress.best <= eps**0.25
+        stuck = (residuals.primal > eps**0.25) & (found.proof.unmovable <= eps**0.4 * residuals.primal)
+        unbounded = (found.objective < UNBOUNDED) & (residuals.primal <= 1e-6 * jnp.abs(found.objective))
+        status = jnp.int32(int(Status.RUNNING))
+        for fact, name in (
+            (near & (progress.stall >= STALL), Status.PRECISION_LIMIT),
+            (at_limit & patient, Status.PENALTY_LIMIT),
+            (patient & stuck, Status.LOCALLY_INFEASIBLE),
+            (unbounded, Status.DIVERGED),
+        ):
+            status = jnp.where(fact, jnp.int32(int(name)), status)
+        return status
+
+    def _penalty(self, state: State) -> Any:
+        """rho of the next step: the schedule's, and at least `eps^-1/4` for a polished one.
+
+        A polished step shrinks the error of y by about 1/r and adds the rounding of v times r.
+        """
+        rho = state.schedule.penalty
+        return jnp.where(state.polish, jnp.maximum(rho, jnp.finfo(rho.dtype).eps ** -0.25), rho).astype(rho.dtype)

@@ -107,7 +107,7 @@ class QuadraticConstrained:
         half = solve_triangular(self.factor, self.rows.T, lower=True)
         return jnp.max(jnp.linalg.eigvalsh(half @ half.T), initial=0)
 
-    def stiffness(self) -> Any:
+    def stiffness(self, x: Any = None) -> Any:
         """A penalty at which the rows weigh ten times the objective: `10 |Q|_F / |A|_F^2`, 1 where one of them is 0."""
         curvature, weight = jnp.linalg.norm(self.Q), jnp.sum(self.rows[: self.own] ** 2)
         both = (curvature > 0) & (weight > 0)

@@ -24,6 +24,8 @@ from pdopt.operators.scaling import Scaling, equilibrate
 from pdopt.problems.game import MatrixGame
 from pdopt.problems.game_view import GameSaddle
 from pdopt.problems.linear import LinearProgram
+from pdopt.problems.nonlinear import NonlinearProgram
+from pdopt.problems.nonlinear_view import NonlinearView
 from pdopt.problems.quadratic import QuadraticProgram
 from pdopt.problems.quadratic_view import QuadraticConstrained, require_equalities, require_strictly_convex
 from pdopt.types import Pair, record
@@ -77,7 +79,8 @@ class Constrained(Protocol):
 
     `minimiser(y)` is the argmin over x of the Lagrangian `f(x) + <v(x), y>`, `augmented_minimiser(y, rho)` that of
     `augmented(x, y, rho) = f(x) + penalty(y, v(x), rho)`, the penalty being the Moreau envelope of the move.
-    `smoothness()` is the Lipschitz constant of the dual gradient `v(minimiser(y))`, `stiffness()` a first penalty.
+    `smoothness()` is the Lipschitz constant of the dual gradient `v(minimiser(y))`, `stiffness(x)` a first
+    penalty at x.
     """
 
     def start(self) -> Pair: ...
@@ -100,7 +103,7 @@ class Constrained(Protocol):
 
     def smoothness(self) -> Any: ...
 
-    def stiffness(self) -> Any: ...
+    def stiffness(self, x: Any = None) -> Any: ...
 
 
 @record
@@ -267,6 +270,24 @@ def _(game: MatrixGame, move: Move) -> GameSaddle:
 @constrained.register
 def _(qp: QuadraticProgram) -> QuadraticConstrained:
     return QuadraticConstrained.make(qp.minimised())
+
+
+@constrained.register
+def _(program: NonlinearProgram) -> NonlinearView:
+    return NonlinearView.make(program)
+
+
+@require_minimiser.register
+def _(program: NonlinearProgram) -> None:
+    raise UnsupportedProblem(
+        "a NonlinearProgram has no exact minimiser of its Lagrangian in view; AugmentedLagrangian minimises it by an "
+        "inner method"
+    )
+
+
+@require_augmented_minimiser.register
+def _(program: NonlinearProgram) -> None:
+    """Nothing: the method's inner minimiser takes any."""
 
 
 @require_minimiser.register

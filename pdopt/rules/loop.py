@@ -22,7 +22,9 @@ class Method(Protocol):
     """What the loop asks of a method.
 
     Optional: `direction` (methods that can meet rays); `block(view, state, steps) -> (state, visit)`, the same steps at
-    once where they share work; `stalled(state)`, whether rounding keeps the method from going on.
+    once where they share work; `stalled(state)`, whether rounding keeps the method from going on; `judged(view, state,
+    visit, found) -> (state, status)` in place of `check` where the next state depends on how good the pair is, with a
+    status of its own (RUNNING for none). A step may leave a view with `rests` where it is, which then ends nothing.
     """
 
     every: int
@@ -101,7 +103,12 @@ def advance_until(judge: Any, view: Any, method: Any, carry: Carry, until: Any, 
         if best is pair:
             better = found.residuals.error <= carry.optimality.residuals.error
             best, optimality = optax.tree.where(better, (pair, found), (carry.pair, carry.optimality))
-        state = optax.tree.where(status == Status.RUNNING, method.check(view, state, visit), state)
+        if hasattr(method, "judged"):
+            after, own = method.judged(view, state, visit, found)
+            status = jnp.where((status == Status.RUNNING) | (status == Status.ITERATION_LIMIT) & (own > 0), own, status)
+        else:
+            after = method.check(view, state, visit)
+        state = optax.tree.where(status == Status.RUNNING, after, state)
         return Carry(state, best, optimality, status, iterations, ray, _remember(carry.history, found, iterations))
 
     return lax.while_loop(running, block, carry)
@@ -146,7 +153,8 @@ def _verdict(
     still = optax.tree.norm(optax.tree.sub(visit.after, visit.before)) == 0
     floor = jnp.sqrt(jnp.finfo(size.dtype).eps)
     stalled = jnp.where(found.residuals.error <= floor, _code(Status.PRECISION_LIMIT), _code(Status.NUMERICAL_ERROR))
-    status = jnp.where(still, stalled, status)
+    if not getattr(view, "rests", False):
+        status = jnp.where(still, stalled, status)
     if hasattr(method, "stalled"):
         status = jnp.where(method.stalled(state), _code(Status.PRECISION_LIMIT), status)
     status = jnp.where(size > GROWTH, _code(Status.DIVERGED), status)

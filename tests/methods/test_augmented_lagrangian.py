@@ -67,7 +67,7 @@ def test_the_penalty_grows_where_the_violation_is_slow_and_stops_at_its_limit() 
         for _ in range(6):
             state, visit = slow.step(view, state)
             state = slow.check(view, state, visit)
-            penalties.append(float(state.penalty))
+            penalties.append(float(state.schedule.penalty))
     # The first check has nothing to compare with.
     np.testing.assert_allclose(penalties[:4], [1e-3, 1e-2, 1e-1, 1e-1], rtol=1e-12)
     assert max(penalties) <= 0.1 * (1 + 1e-12)
@@ -77,7 +77,7 @@ def test_the_penalty_grows_where_the_violation_is_slow_and_stops_at_its_limit() 
         for _ in range(2):
             state, visit = fast.step(view, state)
             state = fast.check(view, state, visit)
-    assert float(state.penalty) == 1e4
+    assert float(state.schedule.penalty) == 1e4
 
 
 def test_a_growing_penalty_takes_fewer_steps_than_a_fixed_one() -> None:

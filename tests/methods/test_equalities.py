@@ -290,9 +290,9 @@ def test_a_multiplier_with_the_wrong_sign_never_gets_there(name: str) -> None:
             view = method.view(problem)
             parts = method.parts(view)
         else:
-            method, step = pdopt.AugmentedLagrangian(), 1.0
+            method, step = pdopt.AugmentedLagrangian(penalty=1.0), 1.0
             view = method.view(problem)
-            parts = method.parts(view, step)
+            parts = method.parts(view, method.init(view, view.start()))
         right, wrong = view.start(), view.start()
         mutant = parts._replace(move=lambda y, v, s: y - (parts.move(y, v, s) - y))
         for _ in range(5 * TEN):

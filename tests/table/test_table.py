@@ -155,6 +155,22 @@ def by_clarabel(data: dict[str, Any]) -> Reference:
     return Reference(found.obj_val + data["offset"], x, float(np.linalg.norm(found.z)))
 
 
+def as_nonlinear(**data: Any) -> pdopt.NonlinearProgram:
+    """The quadratic program with equality rows, written as functions."""
+    dtype = data.pop("dtype")
+    with jax.enable_x64(dtype == np.float64):
+        numbers = tuple(jnp.asarray(data[name], dtype) for name in ("Q", "c", "A", "row_lower", "offset"))
+        return pdopt.NonlinearProgram(curved, jnp.zeros_like(numbers[1]), numbers, equality=rows)
+
+
+def curved(x: Any, Q: Any, c: Any, A: Any, b: Any, offset: Any) -> Any:
+    return x @ Q @ x / 2 + c @ x + offset
+
+
+def rows(x: Any, Q: Any, c: Any, A: Any, b: Any, offset: Any) -> Any:
+    return b - A @ x
+
+
 @dataclass(frozen=True)
 class Case:
     make: Callable[..., Any]
@@ -170,6 +186,7 @@ PROBLEMS = {
     "maximised": Case(pdopt.QuadraticProgram, maximised, by_kkt),
     "semidefinite": Case(pdopt.QuadraticProgram, semidefinite, by_kkt),
     "entropic": Case(pdopt.Transport, entropic, by_scaling),
+    "nonlinear": Case(as_nonlinear, equalities, by_kkt),
 }
 
 
@@ -200,8 +217,8 @@ METHODS = {
     "DualAscent": Entry(pdopt.DualAscent(), STRICT),
     "DualAscent relaxed": Entry(pdopt.DualAscent(acceleration=Relaxed(1.5)), STRICT),
     "DualAscent averaged": Entry(pdopt.DualAscent(acceleration=Averaged()), STRICT),
-    "AugmentedLagrangian": Entry(pdopt.AugmentedLagrangian(), PLANES),
-    "AugmentedLagrangian fixed": Entry(pdopt.AugmentedLagrangian(penalty=5.0, growth=1.0), PLANES),
+    "AugmentedLagrangian": Entry(pdopt.AugmentedLagrangian(), (*PLANES, "nonlinear")),
+    "AugmentedLagrangian fixed": Entry(pdopt.AugmentedLagrangian(penalty=5.0, growth=1.0), (*PLANES, "nonlinear")),
     "Sinkhorn": Entry(pdopt.Sinkhorn(), ("entropic",)),
     "Sinkhorn plain": Entry(pdopt.Sinkhorn(omega=1.0, anneal=False, mode="streamed"), ("entropic",)),
     # Their solved side is in tests/methods: k-sparse plans are operators, and a balancing is judged by integer loads.
@@ -221,12 +238,14 @@ REFUSED = [pair for pair in ALL if pair[1] not in METHODS[pair[0]].accepts]
 CLASSES = [
     pair for pair in SOLVED if pair[0] in ("PDHG", "DualAscent", "AugmentedLagrangian", "MirrorDescent", "Sinkhorn")
 ]
+# A nonlinear program takes seconds to compile: what it shares with `tests/test_minimise.py` is slow here.
+MARKED = [pytest.param(*pair, marks=[pytest.mark.slow] if pair[1] == "nonlinear" else []) for pair in CLASSES]
 LIMIT = 200_000
 # In float32 the variants of a class are slow tests: they share with it all but a few lines that float64 goes through.
 RUNS = [
     pytest.param(
         *pair, dtype, id="-".join((*pair, dtype.__name__)),
-        marks=[pytest.mark.slow] if dtype is np.float32 and " " in pair[0] else [],
+        marks=[pytest.mark.slow] if (dtype is np.float32) + (" " in pair[0]) + (pair[1] == "nonlinear") > 1 else [],
     )
     for pair in SOLVED
     for dtype in (np.float64, np.float32)
@@ -293,7 +312,7 @@ def test_refuses(method: str, problem: str) -> None:
         pdopt.solve(build(problem, 1, np.float64), METHODS[method].method)
 
 
-@pytest.mark.parametrize(("method", "problem"), CLASSES)
+@pytest.mark.parametrize(("method", "problem"), MARKED)
 def test_jit_and_vmap(method: str, problem: str) -> None:
     """A batch of three, compiled from outside, against one solve after the other; uneven members stay unharmed."""
     entry = METHODS[method]
@@ -318,7 +337,7 @@ def test_jit_and_vmap(method: str, problem: str) -> None:
         np.testing.assert_allclose(x, expected, rtol=0, atol=20 * entry.wide**0.5 * scale)
 
 
-@pytest.mark.parametrize(("method", "problem"), CLASSES)
+@pytest.mark.parametrize(("method", "problem"), MARKED)
 def test_steps_without_jit(method: str, problem: str) -> None:
     """Three steps in plain Python and compiled are the same up to rounding."""
     chosen = METHODS[method].method

@@ -1,0 +1,275 @@
+"""Nonlinear programs: `minimise` on CUTEst against SLSQP, trust-constr and Ipopt, and 256 starts in one `vmap`.
+
+Every answer is judged by `constrained_judge.py`, not by what a solver says of itself: solved means a violation of at
+most 1e-6 and a relative stationarity of at most 1e-4; strict means both at most 1e-8.
+"""
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.optimize import minimize as scipy_minimize
+
+import pdopt
+from benchmarks import constrained_peers as peers
+from benchmarks.claims import Claim
+from benchmarks.constrained_judge import judge
+from benchmarks.constrained_peers import PEERS, Functions
+from benchmarks.harness import Options
+from benchmarks.instances import cutest
+from benchmarks.machine import machine
+from benchmarks.plots import profile_plot
+from benchmarks.report import Report, Table, number
+from pdopt.types import Status
+
+ABOUT = "nonlinear programs: CUTEst against SLSQP, trust-constr and Ipopt; 256 starts in one vmap against SLSQP"
+OURS = "pdopt"
+TOLERANCE = 1e-9  # what pdopt is asked for: its residuals and the judge's measure differ by the units of the gradients
+# What a quick run takes of each set: a cross-section, the four misses of the first prototype included.
+QUICK = {
+    "equality": ("HS6", "HS7", "HS26", "HS39", "HS61", "BT8", "DALLASS", "MSS1"),
+    "inequality": ("HS71", "HS64", "HS73", "HS101", "HS106", "HS116"),
+}
+REQUIRED = {("equality", "solved"): 40, ("equality", "strict"): 39, ("inequality", "solved"): 27}
+STARTS = 256
+
+
+def run(options: Options, say: Any = print) -> Report:
+    """Measure, judge and draw."""
+    with jax.enable_x64(True):
+        records = [starts_record(options.seed, say)]
+        notes = [
+            "Every solver is bounded by its iterations, none by a clock. CPU seconds are of one warm run, compilation "
+            "apart. One evaluation gives f, constraints and their derivatives to a peer; pdopt counts values of f, "
+            "with those of its line searches.",
+        ]
+        if cutest.available():
+            records += cutest_records(options, say)
+        else:
+            notes.append("CUTEst: skipped, sif2jax is not installed (pip install 'pdopt[cutest]').")
+    solved = [r for r in records if r["what"] == "cutest"]
+    pictures = []
+    for field, label in (("evaluations", "evaluations of f"), ("cpu", "CPU s")):
+        for tolerance in (1e-6, 1e-8):
+            path = options.output / f"profile-{field}-{tolerance:g}.png"
+            pictures.append(profile_plot(_profiled(solved, tolerance), field, tolerance, label, path))
+    tables = [counts_table(solved), *problem_tables(solved), misses_table(solved), starts_table(records)]
+    return Report("constrained", records, claims(records, options.full), tables, [p for p in pictures if p],
+                  machine(), notes)  # fmt: skip
+
+
+def cutest_records(options: Options, say: Any) -> list[dict[str, Any]]:
+    """One record for each problem and solver, until the budget of the run is spent (then "cut")."""
+    began, records = time.monotonic(), []
+    for kind, chosen in QUICK.items():
+        for name in cutest.names(kind) if options.full else chosen:
+            over = time.monotonic() - began > options.budget
+            found = cut(kind, name) if over else problem_records(kind, name)
+            records += found
+            say(f"{name}: " + ", ".join(f"{r['solver']} {r['outcome']}" for r in found))
+    return records
+
+
+def cut(kind: str, name: str) -> list[dict[str, Any]]:
+    """The records of a problem that the budget did not reach."""
+    return [_record(kind, name, solver, "cut", "time budget of the whole run") for solver in (OURS, *PEERS)]
+
+
+def problem_records(kind: str, name: str) -> list[dict[str, Any]]:
+    """The records of one problem: pdopt, then each peer that is installed."""
+    try:
+        program = cutest.load(name)
+    except Exception as error:
+        return [_record(kind, name, solver, "crash", repr(error)[:200]) for solver in (OURS, *PEERS)]
+    functions = Functions(program)
+    found = []
+    for solver in (OURS, *PEERS):
+        if not peers.available(solver):
+            found.append(_record(kind, name, solver, "not installed", "ipyopt"))
+            continue
+        try:
+            answer, compiled = _ours(program) if solver == OURS else (peers.solve(solver, functions), 0.0)
+            verdict = judge(answer.x, functions.point(answer.x), program.lower, program.upper)
+        except Exception as error:
+            found.append(_record(kind, name, solver, "crash", repr(error)[:200]))
+            continue
+        outcome = "solved" if verdict.passes() else "missed"
+        value = functions.point(answer.x).f
+        found.append(_record(kind, name, solver, outcome, answer.says) | {
+            "strict": verdict.passes(1e-8, 1e-8), "violation": verdict.violation, "objective": value,
+            "stationarity": verdict.stationarity, "evaluations": answer.evaluations, "cpu": answer.cpu,
+            "compile": compiled, "expected": program.expected,
+        })  # fmt: skip
+    return found
+
+
+def _record(kind: str, name: str, solver: str, outcome: str, detail: str) -> dict[str, Any]:
+    return {
+        "what": "cutest", "set": kind, "instance": name, "solver": solver, "outcome": outcome, "detail": detail,
+        "strict": False, "violation": None, "stationarity": None, "objective": None, "evaluations": None, "cpu": None,
+        "compile": None, "expected": None,
+    }  # fmt: skip
+
+
+def _ours(program: cutest.Program) -> tuple[peers.Answer, float]:
+    """pdopt's answer, and the CPU seconds that the first call cost more than the second."""
+    problem = pdopt.NonlinearProgram(
+        program.f, program.start, (), program.equality, program.inequality, program.lower, program.upper
+    )
+    seconds = []
+    found: Any = None
+    for _ in range(2):
+        began = time.process_time()
+        found = jax.block_until_ready(pdopt.solve(problem, tolerance=TOLERANCE, gradient="none"))
+        seconds.append(time.process_time() - began)
+    says = f"{Status(int(found.status))!s}, {int(found.iterations)} moves, {int(found.work.iterations)} inner steps"
+    return peers.Answer(np.asarray(found.x), int(found.work.values), seconds[1], says), seconds[0] - seconds[1]
+
+
+# --- one vmap against a loop over SLSQP ------------------------------------------------------------------------------
+
+
+def hs71(x: Any) -> Any:
+    """The objective of problem 71 of Hock and Schittkowski (1981)."""
+    return x[0] * x[3] * (x[0] + x[1] + x[2]) + x[2]
+
+
+def hs71_equality(x: Any) -> Any:
+    """`|x|^2 = 40`."""
+    return jnp.sum(x**2) - 40
+
+
+def hs71_inequality(x: Any) -> Any:
+    """`25 <= x1 x2 x3 x4`."""
+    return 25 - jnp.prod(x)
+
+
+def starts_record(seed: int, say: Any) -> dict[str, Any]:
+    """256 random starts of HS71 in the box: one `vmap`, against SLSQP on compiled functions, one by one."""
+    points = np.random.default_rng(seed).uniform(1, 5, (STARTS, 4))
+    low, high = np.full(4, 1.0), np.full(4, 5.0)
+    rows = {"equality": hs71_equality, "inequality": hs71_inequality, "lower": 1.0, "upper": 5.0}
+    alone = lambda start: pdopt.minimise(hs71, start, **rows, tolerance=1e-8, gradient="none")
+    together = jax.jit(jax.vmap(alone))
+    batch = jnp.asarray(points)
+    found = jax.block_until_ready(together(batch))
+    ours = []
+    for _ in range(5):
+        began = time.perf_counter()
+        jax.block_until_ready(together(batch))
+        ours.append(time.perf_counter() - began)
+    program = cutest.Program("HS71", hs71, points[0], low, high, lambda x: hs71_equality(x)[None],
+                             lambda x: hs71_inequality(x)[None], 17.0140173)  # fmt: skip
+    functions = Functions(program)
+    functions.warm(False)
+    at = functions.point
+    began, theirs = time.perf_counter(), []
+    for point in points:
+        theirs.append(scipy_minimize(
+            lambda x: at(x).f, point, jac=lambda x: at(x).slope, method="SLSQP", bounds=list(zip(low, high)),
+            constraints=[{"type": "eq", "fun": lambda x: at(x).h, "jac": lambda x: at(x).h_slopes},
+                         {"type": "ineq", "fun": lambda x: -at(x).g, "jac": lambda x: -at(x).g_slopes}],
+            options={"maxiter": 1000, "ftol": 1e-10},
+        ).x)  # fmt: skip
+    slsqp = time.perf_counter() - began
+    passes = lambda x: judge(np.asarray(x), at(np.asarray(x)), low, high).passes()
+    few = range(0, STARTS, 32)
+    single = jax.jit(alone)
+    apart = max(float(np.max(np.abs(np.asarray(single(batch[k]).x) - np.asarray(found.x[k])))) for k in few)
+    record = {
+        "what": "starts", "starts": STARTS, "pdopt": min(ours), "slsqp": slsqp, "apart": apart,
+        "pdopt_solved": sum(map(passes, found.x)), "slsqp_solved": sum(map(passes, theirs)),
+    }  # fmt: skip
+    say(f"{STARTS} starts: vmap {min(ours):.3g} s, SLSQP {slsqp:.3g} s; solved {record['pdopt_solved']}")
+    return record
+
+
+# --- the report ------------------------------------------------------------------------------------------------------
+
+
+def claims(records: list[dict[str, Any]], full: bool) -> list[Claim]:
+    """The promises, from this run's figures alone; counts over a set are judged by a full run, which takes it all."""
+    found = []
+    for (kind, level), required in REQUIRED.items():
+        mine = [r for r in records if r["what"] == "cutest" and r["set"] == kind and r["solver"] == OURS]
+        complete = bool(mine) and full and all(r["outcome"] != "cut" for r in mine)
+        count = sum(r["strict"] if level == "strict" else r["outcome"] == "solved" for r in mine)
+        limits = "(1e-8, 1e-8)" if level == "strict" else "(1e-6, 1e-4)"
+        note = f"{count} of {len(mine)} here" + ("" if complete else "; the whole set takes --full")
+        found.append(Claim(f"{kind} problems solved to {limits}", float(count) if complete else None, float(required),
+                           ">=", note))  # fmt: skip
+    starts = next(r for r in records if r["what"] == "starts")
+    whole = starts["pdopt_solved"] >= starts["slsqp_solved"]
+    ratio = starts["slsqp"] / starts["pdopt"] if whole else 0.0
+    note = f"solved: pdopt {starts['pdopt_solved']}, SLSQP {starts['slsqp_solved']}, of {starts['starts']}"
+    found.append(Claim("seconds of 256 SLSQP calls / one vmap over 256 starts of HS71", ratio, 20.0, ">=", note))
+    found.append(Claim("a member of the vmap against the same start alone, |x - x'|", starts["apart"], 1e-6, "<="))
+    return found
+
+
+def counts_table(records: list[dict[str, Any]]) -> Table:
+    """Solver by set: solved, strict, best objective, median evaluations and CPU seconds over what it solved."""
+    rows = []
+    for kind in QUICK:
+        chosen = [r for r in records if r["set"] == kind and r["outcome"] not in ("cut", "not installed")]
+        best: dict[str, float] = {}
+        for r in chosen:
+            if r["outcome"] == "solved":
+                best[r["instance"]] = min(best.get(r["instance"], np.inf), r["objective"])
+        for solver in (OURS, *PEERS):
+            mine = [r for r in chosen if r["solver"] == solver]
+            done = [r for r in mine if r["outcome"] == "solved"]
+            near = [r for r in done if r["objective"] - best[r["instance"]] <= 1e-6 * max(1, abs(best[r["instance"]]))]
+            rows.append([
+                kind, solver, str(len(done)), str(sum(r["strict"] for r in mine)), str(len(near)), str(len(mine)),
+                *(number(float(np.median([r[key] for r in done])) if done else None) for key in ("evaluations", "cpu")),
+            ])  # fmt: skip
+    columns = ["set", "solver", "solved", "strict", "best value", "of", "f evaluations", "CPU s"]
+    return Table("CUTEst, judged independently (medians over what a solver solved)", columns, rows)
+
+
+def problem_tables(records: list[dict[str, Any]]) -> list[Table]:
+    """Problem by solver: evaluations of f and CPU milliseconds where solved, the outcome elsewhere."""
+    tables = []
+    for kind in QUICK:
+        cells = {(r["instance"], r["solver"]): r for r in records if r["set"] == kind}
+        rows = []
+        for name in dict.fromkeys(name for name, _ in cells):
+            row = [name, number(cells[name, OURS]["objective"])]
+            for solver in (OURS, *PEERS):
+                r = cells[name, solver]
+                done = r["outcome"] == "solved"
+                row.append(f"{r['evaluations']} / {1000 * r['cpu']:.3g} ms" if done else r["outcome"])
+            rows.append(row)
+        tables.append(Table(f"{kind}: f evaluations / CPU time", ["problem", "f (pdopt)", OURS, *PEERS], rows))
+    return tables
+
+
+def misses_table(records: list[dict[str, Any]]) -> Table:
+    """What was not solved, and what the solver said."""
+    rows = [
+        [r["instance"], r["solver"], number(r["violation"]), number(r["stationarity"]), r["detail"][:80]]
+        for r in records
+        if r["outcome"] in ("missed", "crash")
+    ]
+    return Table("Misses", ["problem", "solver", "violation", "stationarity", "the solver says"], rows)
+
+
+def starts_table(records: list[dict[str, Any]]) -> Table:
+    """The two ways through 256 starts."""
+    r = next(r for r in records if r["what"] == "starts")
+    rows = [["pdopt, one vmap", number(r["pdopt"]), str(r["pdopt_solved"])],
+            ["SLSQP, one by one", number(r["slsqp"]), str(r["slsqp_solved"])]]  # fmt: skip
+    return Table(f"HS71 from {r['starts']} starts, float64, compilation apart", ["", "wall s", "solved"], rows)
+
+
+def _profiled(records: list[dict[str, Any]], tolerance: float) -> list[dict[str, Any]]:
+    """Records as a profile takes them: solved at a tolerance (1e-8: the strict count), without runs that were cut."""
+    judged = [r for r in records if r["outcome"] != "cut"]
+    outcome = lambda r: "solved" if (r["strict"] if tolerance == 1e-8 else r["outcome"] == "solved") else "missed"
+    return [
+        r | {"tolerance": tolerance, "outcome": r["outcome"] if r["outcome"] == "not installed" else outcome(r)}
+        for r in judged
+    ]
