@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pdopt.methods.augmented_lagrangian import AugmentedLagrangian
     from pdopt.methods.average_spectrum import AverageSpectrum
     from pdopt.methods.balancing import Balancer
+    from pdopt.methods.bilevel import LVHBA, Growing, Stages
     from pdopt.methods.dual_ascent import DualAscent
     from pdopt.methods.matching_policies import Balance, Greedy, Ranking, UniformRandom
     from pdopt.methods.mirror_descent import MirrorDescent
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from pdopt.problems.assortment import Assortment
     from pdopt.problems.balancing import Balancing
     from pdopt.problems.barycenter import Barycenter
+    from pdopt.problems.bilevel import BilevelProgram
     from pdopt.problems.entropy import Entropy
     from pdopt.problems.game import MatrixGame
     from pdopt.problems.grid_cost import Grid
@@ -83,6 +85,10 @@ _HOMES = {
     "Balance": "methods.matching_policies",
     "Balancer": "methods.balancing",
     "Balancing": "problems.balancing",
+    "BilevelProgram": "problems.bilevel",
+    "Growing": "methods.bilevel",
+    "LVHBA": "methods.bilevel",
+    "Stages": "methods.bilevel",
     "Corrupted": "problems.arrivals",
     "Dense": "operators.dense",
     "DualAscent": "methods.dual_ascent",
@@ -137,6 +143,7 @@ _HOMES = {
 
 __all__ = [
     "HISTORY",
+    "LVHBA",
     "PDHG",
     "Allocation",
     "Assortment",
@@ -147,6 +154,7 @@ __all__ = [
     "Balancer",
     "Balancing",
     "Barycenter",
+    "BilevelProgram",
     "Corrupted",
     "Dense",
     "Divergence",
@@ -158,6 +166,7 @@ __all__ = [
     "Euclidean",
     "Greedy",
     "Grid",
+    "Growing",
     "Implicit",
     "KSparse",
     "LinearProgram",
@@ -182,6 +191,7 @@ __all__ = [
     "Solution",
     "Sparse",
     "SqEuclidean",
+    "Stages",
     "Status",
     "Steps",
     "StochasticMatching",
