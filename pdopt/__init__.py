@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pdopt.assign import assign
     from pdopt.barycenter import barycenter
+    from pdopt.bilevel import hypergradient, lower_solution, polish_bilevel
     from pdopt.divergence import Divergence, sinkhorn_divergence
     from pdopt.geometry.entropic import Entropic
     from pdopt.geometry.moves import Euclidean, Sign
@@ -86,6 +87,9 @@ _HOMES = {
     "Balancer": "methods.balancing",
     "Balancing": "problems.balancing",
     "BilevelProgram": "problems.bilevel",
+    "hypergradient": "bilevel",
+    "lower_solution": "bilevel",
+    "polish_bilevel": "bilevel",
     "Growing": "methods.bilevel",
     "LVHBA": "methods.bilevel",
     "Stages": "methods.bilevel",
@@ -202,11 +206,14 @@ __all__ = [
     "assign",
     "barycenter",
     "configuration_lp",
+    "hypergradient",
     "left_heavy",
+    "lower_solution",
     "match_online",
     "matching_lp",
     "offline",
     "pairwise",
+    "polish_bilevel",
     "read_model",
     "read_mps",
     "read_solution",

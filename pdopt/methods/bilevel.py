@@ -49,6 +49,10 @@ class Growing:
     Attributes:
         first: c > 0.
         power: p in [0, 1/2), for which the paper proves its rate; 0 keeps c.
+
+    Example:
+        >>> print(Growing(2.0, 0.5).at(Clock(3, 0, 0)))
+        4.0
     """
 
     first: Any = 1.0
@@ -74,6 +78,10 @@ class Stages:
         first: c of the first stage, > 0.
         ratio: > 1.
         steps: iterations of a stage at most, >= 1.
+
+    Example:
+        >>> print(Stages(5.0, 2.0).at(Clock(9000, 3, 8000)))
+        40.0
     """
 
     first: Any = 5.0
@@ -289,10 +297,9 @@ class LVHBA:
             return plain
         found = richardson((*state.marks, plain), self.penalty.ratio)
         point, _ = self.project(view, found.point.x, state.shadow)
-        return jax.tree.map(
-            lambda new, old: jnp.where(self._ended(state, visit) & (found.order > 0), new, old),
-            Pair(point, view.hold(found.point.y, jnp.zeros_like(plain.y), 1.0)), plain,
-        )  # fmt: skip
+        taken = self._ended(state, visit) & (found.order > 0)
+        inside = view.inside(found.point._replace(x=point))
+        return jax.tree.map(lambda new, old: jnp.where(taken, new, old), inside, plain)
 
     def _ended(self, state: State, visit: Visit) -> Any:
         """Whether the stage is over."""
@@ -307,13 +314,13 @@ class LVHBA:
 
     def check(self, view: BilevelView, state: State, visit: Visit) -> State:
         """Refresh the norms and with them the step sizes; at the end of a stage remember where it led."""
+        norms = view.norms(Pair(state.outer.x, state.inner.y), state.sizes.norms, REFRESH)
+        clock, marks = state.clock, state.marks
         if isinstance(self.penalty, Stages):
             ended = self._ended(state, visit)
-            clock = state.clock._replace(stage=state.clock.stage + 1, began=state.clock.count)
-            pushed = state._replace(marks=(*state.marks[1:], _shown(visit.after)), clock=clock)
-            state = jax.tree.map(lambda new, old: jnp.where(ended, new, old), pushed, state)
-        norms = view.norms(Pair(state.outer.x, state.inner.y), state.sizes.norms, REFRESH)
-        return state._replace(sizes=self.sizes(view, norms, self.penalty.at(state.clock)))
+            later = (clock._replace(stage=clock.stage + 1, began=clock.count), (*marks[1:], _shown(visit.after)))
+            clock, marks = jax.tree.map(lambda new, old: jnp.where(ended, new, old), later, (clock, marks))
+        return state._replace(sizes=self.sizes(view, norms, self.penalty.at(clock)), clock=clock, marks=marks)
 
     def residual(self, problem: BilevelProgram, pair: Pair | Solution, penalty: Any, *, steps: int = 20_000) -> Any:
         """The paper's measure at a pair: `dist(0, grad F/c + grad f - grad v + N_{C x Z}) + |max(f - v, 0)|`.

@@ -31,8 +31,8 @@ def project(rows: Polyhedron, target: Any, mu: Any) -> Pair:
         >>> print(project(rows, jnp.array([2.0, 1.0]), jnp.zeros(1)).x)
         [1. 0.]
     """
-    tolerance = 100 * jnp.finfo(target.dtype).eps * (1 + jnp.max(jnp.abs(target), initial=0))
-    first = rows.settle(target, mu, tolerance)
+    tolerance = jnp.finfo(target.dtype).eps ** 0.7
+    first = rows.settle(target, mu)
     if rows.planes:
         return first
     parts = row(lambda u, mu: rows.closest(target, mu), rows.excess, rows.move, theta=0)
@@ -45,8 +45,8 @@ def project(rows: Polyhedron, target: Any, mu: Any) -> Pair:
         pair, count = carry
         step = 1 / jnp.where(rows.norm > 0, rows.norm, 1)
         pair = lax.fori_loop(0, BLOCK, lambda _, held: saddle_step(parts, step, held)[0], pair)
-        pair = Pair(rows.closest(target, pair.y), pair.y)
-        guessed = rows.settle(target, pair.y, tolerance)
+        pair = pair._replace(x=rows.closest(target, pair.y))
+        guessed = rows.settle(target, pair.y)
         return optax.tree.where(rows.error(guessed) < rows.error(pair), guessed, pair), count + 1
 
     return lax.while_loop(going, block, (first, jnp.int32(0)))[0]

@@ -117,7 +117,8 @@ class BilevelProgram:
         with precision_scope(jax.ShapeDtypeStruct((), dtype)):
             start = jax.tree.map(lambda leaf: as_array("start", leaf, dtype), Levels(*self.start))
             object.__setattr__(self, "start", start)
-            object.__setattr__(self, "args", jax.tree.map(lambda leaf: _converted(leaf, dtype), self.args))
+            for name in ("args", "X", "Y"):
+                object.__setattr__(self, name, jax.tree.map(lambda leaf: _converted(leaf, dtype), getattr(self, name)))
             if check:
                 for leaf in jax.tree.leaves(start):
                     check_finite("start", leaf)
@@ -279,6 +280,6 @@ def largest(tree: Any) -> Any:
 
 
 def _converted(leaf: Any, dtype: Any) -> Any:
-    """An argument's leaf as an array; only floating ones take the problem's type."""
+    """A leaf of the data as an array; only floating ones take the problem's type."""
     kind = jnp.result_type(leaf)
-    return as_array("args", leaf, dtype if jnp.issubdtype(kind, jnp.floating) else kind)
+    return as_array("args, X or Y", leaf, dtype if jnp.issubdtype(kind, jnp.floating) else kind)

@@ -3,8 +3,10 @@
     v(x, y, z) = min_{theta in Y} max_{lam in Z}  f(x, theta) + <lam, c(x, theta)> + |theta - y|^2 / (2 gamma1)
                                                   - |lam - z|^2 / (2 gamma2)
 
-with c = (h, g) flattened and every row divided by the norm of its gradient in y (in (x, y) where y does not enter), Z
-the reals for h and the orthant for g, both cut at `largest`. `f - v >= 0` on C = { x in X, y in Y, h = 0, g <= 0 }, and
+with c = (h, g) flattened and equilibrated: every row of g is divided by the norm of its gradient in y (in (x, y) where y
+does not enter), and the rows of h are replaced by a basis that is orthonormal in y, `L^-1 h` with `h_y h_y' = LL'` (their
+multipliers are free, so any basis will do; a step then meets singular values that are all 1, where scaled rows would
+leave it their condition number). Z is the reals for h and the orthant for g, both cut at `largest`. `f - v >= 0` on C = { x in X, y in Y, h = 0, g <= 0 }, and
 0 exactly where (y, z) solves the lower level with its multipliers.
 """
 
@@ -14,13 +16,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
+from jax.scipy.linalg import solve_triangular
 
 from pdopt.geometry.moves import climb
 from pdopt.geometry.points import inner
 from pdopt.geometry.proximals import Quadratic
 from pdopt.geometry.sets import ConvexSet, Reals
 from pdopt.problems.bilevel import BilevelProgram, Levels, Multipliers
-from pdopt.problems.polyhedron import Polyhedron, uses
+from pdopt.problems.polyhedron import Polyhedron, shifted, uses
 from pdopt.types import Pair, record
 
 STEPS = 40  # power iterations for the first norms
@@ -73,7 +76,8 @@ class BilevelView:
     """What `LVHBA` works on; multipliers are flat and belong to the scaled rows.
 
     Attributes:
-        program: the program; scale: `(m,)`, what its rows are divided by; equality: `(m,)` bool.
+        program: the program; equality: `(m,)` bool.
+        basis: L, lower triangular, of the equalities; scale: what the inequalities are divided by.
         lowest, highest: `(m,)`, the box Z.
         rows: the `Polyhedron` of the affine rows in flat `(x, y)`, or in flat y where x does not enter; or ().
         kind: "free" (no rows), "user" (the program's own `project`) or "polyhedron".
@@ -81,6 +85,7 @@ class BilevelView:
     """
 
     program: BilevelProgram
+    basis: Any
     scale: Any
     equality: Any
     lowest: Any
@@ -102,22 +107,27 @@ class BilevelView:
         bound = jnp.full(sum(sizes), largest, dtype)
         box = (jnp.where(equality, -bound, 0), bound)
         if not sum(sizes):
-            return BilevelView(program, jnp.ones(0, dtype), equality, *box, (), "free", coupled)
+            none = jnp.ones((0, 0), dtype)
+            return BilevelView(program, none, none[0:0].reshape(0), equality, *box, (), "free", coupled)
         flat_y, shaped_y = ravel_pytree(y)
         by_y = jax.jacrev(lambda v: plain(x, shaped_y(v)))(flat_y)
         flat, shaped = ravel_pytree(program.start)
         whole = jax.jacrev(lambda u: plain(*shaped(u)))(flat) if coupled else by_y
         size = jnp.linalg.norm(by_y, axis=1)
-        size = jnp.where(size > 0, size, jnp.linalg.norm(whole, axis=1))
-        scale = jnp.where(size > 0, size, 1)
+        absent = jnp.where(size > 0, 0, jnp.linalg.norm(whole, axis=1))
+        scale = jnp.where(size + absent > 0, size + absent, 1)
+        m = sizes[0]
+        ours = by_y[:m]
+        basis = jnp.linalg.cholesky(shifted(ours @ ours.T + jnp.diag(absent[:m] ** 2)))
         if program.project is not None:
-            return BilevelView(program, scale, equality, *box, (), "user", coupled)
-        A = whole / scale[:, None]
-        b = plain(x, y) / scale - A @ (flat if coupled else flat_y)
+            return BilevelView(program, basis, scale[m:], equality, *box, (), "user", coupled)
+        mixed = lambda rows: jnp.concatenate([solve_triangular(basis, rows[:m], lower=True), rows[m:] / scale[m:, None]])
+        A = mixed(whole)
+        b = mixed(plain(x, y)[:, None])[:, 0] - A @ (flat if coupled else flat_y)
         free = isinstance(program.Y, Reals) and (isinstance(program.X, Reals) or not coupled)
         own = Flat(Both(program.X, program.Y), program.start) if coupled else Flat(program.Y, y)
         rows = Polyhedron.make(A, b, equality, set=Reals() if free else own, planes=sizes[1] == 0)
-        return BilevelView(program, scale, equality, *box, rows, "polyhedron", coupled)
+        return BilevelView(program, basis, scale[m:], equality, *box, rows, "polyhedron", coupled)
 
     def start(self) -> Pair:
         """The program's start, multipliers 0."""
@@ -125,16 +135,23 @@ class BilevelView:
 
     def into(self, pair: Pair) -> Pair:
         """A pair of the program in this view's units."""
-        return Pair(Levels(*pair.x), jnp.asarray(ravel_pytree(pair.y)[0], self.scale.dtype) * self.scale)
+        lam, m = jnp.asarray(ravel_pytree(pair.y)[0], self.scale.dtype), len(self.basis)
+        return Pair(Levels(*pair.x), jnp.concatenate([lam[:m] @ self.basis, lam[m:] * self.scale]))
 
     def back(self, pair: Pair) -> Pair:
         """A pair of this view in the program's units."""
         shaped = ravel_pytree(self.program.first().y)[1]
-        return Pair(pair.x, Multipliers(*shaped(pair.y / self.scale)))
+        lam, m = pair.y, len(self.basis)
+        ours = solve_triangular(self.basis, lam[:m], lower=True, trans=1)
+        return Pair(pair.x, Multipliers(*shaped(jnp.concatenate([ours, lam[m:] / self.scale]))))
 
     def violation(self, x: Any, y: Any) -> Any:
         """The scaled rows at a point, flat."""
-        return ravel_pytree(self.program.constraints(x, y))[0].astype(self.scale.dtype) / self.scale
+        rows, m = ravel_pytree(self.program.constraints(x, y))[0].astype(self.scale.dtype), len(self.basis)
+        parts = [rows[m:] / self.scale]
+        if m:
+            parts.insert(0, solve_triangular(self.basis, rows[:m], lower=True))
+        return jnp.concatenate(parts)
 
     def lagrangian(self, x: Any, y: Any, lam: Any) -> Any:
         """`f(x, y) + <lam, c(x, y)>`."""
@@ -173,6 +190,10 @@ class BilevelView:
     def hold(self, z: Any, v: Any, step: Any) -> Any:
         """The centre's move: `P_Z(z + step v)`."""
         return jnp.clip(climb(z, v, step), self.lowest, self.highest)
+
+    def inside(self, pair: Pair) -> Pair:
+        """The pair with its multipliers put back into Z."""
+        return Pair(pair.x, jnp.clip(pair.y, self.lowest, self.highest))
 
     def norms(self, pair: Pair, before: Norms | None = None, steps: int = STEPS) -> Norms:
         """Power iterations at a pair, from the vectors of the ones before."""

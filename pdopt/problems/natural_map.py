@@ -44,9 +44,8 @@ def solve_jacobian(function: Callable[[Any], Any], v: Any, right: Any, *, transp
     shift = jnp.finfo(v.dtype).eps ** 0.6 * jnp.where(size > 0, size, 1)
     factor = lu_factor(matrix + shift * jnp.eye(v.shape[0], dtype=v.dtype))
     found = lu_solve(factor, right)
-    for _ in range(REFINEMENTS):
-        found = found + lu_solve(factor, right - matrix @ found)
-    return found
+    refine = lambda _, found: found + lu_solve(factor, right - matrix @ found)
+    return lax.fori_loop(0, REFINEMENTS, refine, found)
 
 
 def _matrix_free(function: Callable[[Any], Any], v: Any, right: Any, transpose: bool) -> Any:
@@ -73,9 +72,9 @@ def newton(function: Callable[[Any], Any], start: Any, *, steps: int = 20, toler
     where no share helps, or after `steps`.
 
     Example:
-        >>> root = newton(lambda v: v - jnp.maximum(v - (v - 1) * v, 0), jnp.array([3.0]))
-        >>> print(root.point)
-        [1.]
+        >>> root = newton(lambda v: v - jnp.maximum(v - (v**3 - 8), 0), jnp.array([3.0]))
+        >>> print(root.point.round(4))
+        [2.]
     """
     tolerance = 4 * float(jnp.finfo(start.dtype).eps) if tolerance is None else tolerance
     shares = jnp.asarray(SHARES, start.dtype)

@@ -60,7 +60,7 @@ class Polyhedron:
         exact = isinstance(set, Reals)
         planes = planes and exact
         norm = jnp.linalg.norm(gram, 2) if A.shape[0] else jnp.ones((), A.dtype)
-        factor = cho_factor(_shifted(gram), lower=True)[0] if planes else ()
+        factor = cho_factor(shifted(gram), lower=True)[0] if planes else ()
         return Polyhedron(A, b, equality, gram, norm, factor, set, exact, planes)
 
     def closest(self, target: Any, mu: Any) -> Any:
@@ -83,8 +83,8 @@ class Polyhedron:
         moved = self._held(pair.y + self.excess(pair.x))
         return jnp.max(jnp.abs(pair.y - moved), initial=0) / (1 + jnp.max(jnp.abs(pair.x), initial=0))
 
-    def settle(self, target: Any, mu: Any, tolerance: Any = 0.0) -> Pair:
-        """The projection by guessing the active set from mu, and its multipliers; check it by `error`.
+    def settle(self, target: Any, mu: Any) -> Pair:
+        """The projection by guessing the active set from mu, until a guess repeats; its multipliers. Check by `error`.
 
         Where u is kept in a set of its own there is nothing to solve for, and `u(mu)` is returned.
         """
@@ -96,27 +96,35 @@ class Polyhedron:
             held = held + cho_solve((self.factor, True), far - self.gram @ held)
             return Pair(target - held @ self.A, held)
 
-        def wrong(carry: tuple[Any, Any]) -> Any:
-            mu, count = carry
-            moved = self._held(mu + far - self.gram @ mu)
-            return (jnp.max(jnp.abs(mu - moved), initial=0) > tolerance) & (count < GUESSES)
+        def active_at(mu: Any) -> Any:
+            return self.equality | (mu + far - self.gram @ mu > 0)
 
-        def guess(carry: tuple[Any, Any]) -> tuple[Any, Any]:
-            mu, count = carry
-            active = self.equality | (mu + far - self.gram @ mu > 0)
+        def wrong(carry: tuple[Any, Any, Any, Any]) -> Any:
+            _, active, last, count = carry
+            return jnp.any(active != last) & (count < GUESSES)
+
+        def guess(carry: tuple[Any, Any, Any, Any]) -> tuple[Any, Any, Any, Any]:
+            _, active, _, count = carry
             both = active[:, None] & active[None, :]
-            matrix = _shifted(jnp.where(both, self.gram, jnp.eye(len(active), dtype=mu.dtype)))
+            matrix = shifted(jnp.where(both, self.gram, jnp.eye(len(active), dtype=mu.dtype)))
             factor, right = cho_factor(matrix, lower=True), jnp.where(active, far, 0)
             found = cho_solve(factor, right)
             found = found + cho_solve(factor, right - jnp.where(both, self.gram, 0) @ found)
-            return jnp.where(active, found, 0), count + 1
+            found = jnp.where(active, found, 0)
+            return found, active_at(found), active, count + 1
 
-        held, _ = lax.while_loop(wrong, guess, (mu, jnp.int32(0)))
+        first = active_at(mu)
+        held = lax.while_loop(wrong, guess, (mu, first, ~first, jnp.int32(0)))[0]
         return Pair(target - held @ self.A, held)
 
 
-def _shifted(gram: Any) -> Any:
-    """A gram that dependent rows leave positive definite; refinement takes the shift out again."""
+def shifted(gram: Any) -> Any:
+    """A gram that dependent rows leave positive definite; refinement takes the shift out again.
+
+    Example:
+        >>> bool(jnp.isfinite(jnp.linalg.cholesky(shifted(jnp.ones((2, 2))))).all())
+        True
+    """
     shift = 100 * jnp.finfo(gram.dtype).eps * (1 + jnp.max(jnp.abs(jnp.diagonal(gram)), initial=0))
     return gram + shift * jnp.eye(gram.shape[0], dtype=gram.dtype)
 
