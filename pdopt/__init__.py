@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pdopt.methods.average_spectrum import AverageSpectrum
     from pdopt.methods.balancing import Balancer
     from pdopt.methods.bilevel import LVHBA, Growing, Stages
+    from pdopt.methods.bilevel_baselines import ImplicitGradient, ValuePenalty
     from pdopt.methods.dual_ascent import DualAscent
     from pdopt.methods.matching_policies import Balance, Greedy, Ranking, UniformRandom
     from pdopt.methods.mirror_descent import MirrorDescent
@@ -101,6 +102,8 @@ _HOMES = {
     "Euclidean": "geometry.moves",
     "Greedy": "methods.matching_policies",
     "Implicit": "operators.implicit",
+    "ImplicitGradient": "methods.bilevel_baselines",
+    "ValuePenalty": "methods.bilevel_baselines",
     "LinearProgram": "problems.linear",
     "MatchingBound": "matching_bounds",
     "MatchingRun": "match_online",
@@ -172,6 +175,7 @@ __all__ = [
     "Grid",
     "Growing",
     "Implicit",
+    "ImplicitGradient",
     "KSparse",
     "LinearProgram",
     "LowRank",
@@ -202,6 +206,7 @@ __all__ = [
     "Stream",
     "Transport",
     "UniformRandom",
+    "ValuePenalty",
     "Visit",
     "assign",
     "barycenter",

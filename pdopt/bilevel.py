@@ -1,8 +1,8 @@
 """Derivatives through a constrained lower level, and the last digits of a bilevel solution.
 
-    hypergradient(program, x)     value and gradient of x -> F(x, y*(x))
-    lower_solution(program, x)    y*(x) with its multipliers, differentiable: for an upper level of one's own
-    polish_bilevel(program, s)    Newton on the optimality system of the single-level problem, from a point nearby
+hypergradient(program, x)     value and gradient of x -> F(x, y*(x))
+lower_solution(program, x)    y*(x) with its multipliers, differentiable: for an upper level of one's own
+polish_bilevel(program, s)    Newton on the optimality system of the single-level problem, from a point nearby
 """
 
 from functools import partial
@@ -38,8 +38,10 @@ class Hypergradient(NamedTuple):
     degenerate: Any
 
 
-def hypergradient(program: BilevelProgram, x: Any, start: Pair | None = None, *, tolerance: Any = None) -> Hypergradient:
-    """Value and gradient of `x -> F(x, y*(x))`, y* the lower level's constrained minimiser, by implicit differentiation.
+def hypergradient(
+    program: BilevelProgram, x: Any, start: Pair | None = None, *, tolerance: Any = None
+) -> Hypergradient:
+    """Value and gradient of `x -> F(x, y*(x))`, y* the lower level's constrained minimiser, by implicit derivatives.
 
     `r = grad_x F + N_x' p` with `N_w' p = -grad_w F`, N the natural map of the lower level's optimality conditions: one
     linear system of the size of y and the multipliers. `jit` and `vmap` pass through it.

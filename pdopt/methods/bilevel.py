@@ -23,15 +23,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from pdopt.errors import InvalidOption, InvalidProblem, UnsupportedProblem, require_range
+from pdopt.errors import InvalidOption, UnsupportedProblem, require_range
 from pdopt.geometry.checks import concrete
 from pdopt.methods.projection import project
 from pdopt.problems.bilevel import BilevelProgram, Levels, largest
-from pdopt.problems.bilevel_view import BilevelView, Norms
+from pdopt.problems.bilevel_view import BilevelView, Norms, require_affine
 from pdopt.rules.richardson import richardson
 from pdopt.rules.saddle import Parts, row, saddle_step
 from pdopt.types import Memory, Pair, Solution, Visit, record
@@ -365,32 +364,6 @@ class LVHBA:
 def _shown(side: Pair) -> Pair:
     """The pair of a visit, without the clock."""
     return Pair(side.x[0], side.y)
-
-
-def require_affine(problem: BilevelProgram) -> None:
-    """Raise `InvalidProblem` where rows bend and the program brings no projection of its own."""
-    if problem.project is not None:
-        return
-    bend = np.asarray(_bend(problem))
-    if bend.size and bend.max() > 1e3 * float(jnp.finfo(bend.dtype).eps):
-        raise InvalidProblem(
-            f"row {int(bend.argmax())} of the lower level's constraints is not affine in (x, y) (second difference "
-            f"{bend.max():.3g}); pass project=, the projection on {{x in X, y in Y, h = 0, g <= 0}}"
-        )
-
-
-@jax.jit
-def _bend(problem: BilevelProgram) -> Any:
-    """Second differences of the rows over their size, along fixed directions."""
-    flat, shaped = ravel_pytree(problem.start)
-    rows = lambda u: ravel_pytree(problem.constraints(*shaped(u)))[0].astype(flat.dtype)
-    found = [jnp.zeros_like(rows(flat))]
-    for key in jax.random.split(jax.random.key(0), 3):
-        way = jax.random.normal(key, flat.shape, flat.dtype) * (1 + jnp.max(jnp.abs(flat), initial=0))
-        ahead, here, behind = rows(flat + way), rows(flat), rows(flat - way)
-        size = 1 + jnp.abs(ahead) + 2 * jnp.abs(here) + jnp.abs(behind)
-        found.append(jnp.abs(ahead - 2 * here + behind) / size)
-    return jnp.max(jnp.stack(found), axis=0)
 
 
 @jax.jit

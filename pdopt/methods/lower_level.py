@@ -69,6 +69,18 @@ def solve_lower(program: BilevelProgram, x: Any, start: Pair, tolerance: Any, bl
     return best._replace(point=shaped(best.point))
 
 
+def answered(program: BilevelProgram, pair: Pair, tolerance: Any, blocks: int = 0) -> Pair:
+    """The pair of the program with its lower level solved at its x, warm.
+
+    Example:
+        >>> program = BilevelProgram(lambda x, y: y, lambda x, y: (y - x) ** 2 / 2, (2.0, 0.0), dtype=jnp.float32)
+        >>> print(answered(program, program.first(), 1e-6).x.lower)
+        2.0
+    """
+    point = solve_lower(program, pair.x.upper, pair._replace(x=pair.x.lower), tolerance, blocks).point
+    return point._replace(x=Levels(pair.x.upper, point.x))
+
+
 @jax.custom_jvp
 def lower_answer(program: BilevelProgram, x: Any, start: Pair, tolerance: Any) -> Pair:
     """`solve_lower(...).point`, with the derivative of the lower level's answer in x and the program's data.

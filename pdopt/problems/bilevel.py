@@ -112,7 +112,9 @@ class BilevelProgram:
         if not isinstance(self.start, tuple) or len(self.start) != 2:
             raise InvalidProblem(f"start is {type(self.start).__name__}; expected a tuple (x, y)")
         if not isinstance(self.args, tuple):
-            raise InvalidOption(f"args has type {type(self.args).__name__}; expected a tuple, (value,) for a single one")
+            raise InvalidOption(
+                f"args has type {type(self.args).__name__}; expected a tuple, (value,) for a single one"
+            )
         dtype = resolve_dtype([("start", self.start), ("args", self.args)], dtype)
         with precision_scope(jax.ShapeDtypeStruct((), dtype)):
             start = jax.tree.map(lambda leaf: as_array("start", leaf, dtype), Levels(*self.start))
@@ -244,7 +246,7 @@ class BilevelProgram:
             return Optimality(Residuals(*residuals), value, predicted, proof)
 
     def lagrangian(self, pair: Pair, proof: Adjoint) -> Any:
-        """`F + <p, N> + <r, P_X(x - r)>`: its derivative in the data is that of the optimal value (envelope theorem)."""
+        """`F + <p, N> + <r, P_X(x - r)>`: its derivative in the data is that of the optimal value (envelope)."""
         (x, y), multipliers = pair
         natural = self.natural(x, Pair(y, multipliers))
         held = self.X.project(jax.tree.map(jnp.subtract, x, proof.hypergradient))
@@ -254,8 +256,9 @@ class BilevelProgram:
         """Whether multipliers that drift prove that the lower level's constraints cannot be met.
 
         `direction.x` is the point, `direction.y` the drift d (its inequality part is made `>= 0`): `<d, (h, g)>` is
-        positive at the point and its gradient in (x, y) vanishes there, so that for convex constraints over the reals it is positive everywhere. Only claimed where no
-        `project` is given (the rows are affine then) and both sets are the reals.
+        positive at the point and its gradient in (x, y) vanishes there, so that for convex constraints over the reals
+        it is positive everywhere. Only claimed where no `project` is given (the rows are affine then) and both sets are
+        the reals.
         """
         drift = Multipliers(direction.y.equality, Orthant().project(direction.y.inequality))
         size = largest(drift)

@@ -3,21 +3,23 @@
     v(x, y, z) = min_{theta in Y} max_{lam in Z}  f(x, theta) + <lam, c(x, theta)> + |theta - y|^2 / (2 gamma1)
                                                   - |lam - z|^2 / (2 gamma2)
 
-with c = (h, g) flattened and equilibrated: every row of g is divided by the norm of its gradient in y (in (x, y) where y
-does not enter), and the rows of h are replaced by a basis that is orthonormal in y, `L^-1 h` with `h_y h_y' = LL'` (their
-multipliers are free, so any basis will do; a step then meets singular values that are all 1, where scaled rows would
-leave it their condition number). Z is the reals for h and the orthant for g, both cut at `largest`. `f - v >= 0` on C = { x in X, y in Y, h = 0, g <= 0 }, and
-0 exactly where (y, z) solves the lower level with its multipliers.
+with c = (h, g) flattened and equilibrated: every row of g is divided by the norm of its gradient in y (in (x, y) where
+y does not enter), and the rows of h are replaced by a basis that is orthonormal in y, `L^-1 h` with `h_y h_y' = LL'`
+(their multipliers are free, so any basis will do; a step then meets singular values that are all 1, where scaled rows
+would leave it their condition number). Z is the reals for h and the orthant for g, both cut at `largest`. `f - v >= 0`
+on C = { x in X, y in Y, h = 0, g <= 0 }, and 0 exactly where (y, z) solves the lower level with its multipliers.
 """
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 from jax.scipy.linalg import solve_triangular
 
+from pdopt.errors import InvalidProblem
 from pdopt.geometry.moves import climb
 from pdopt.geometry.points import inner
 from pdopt.geometry.proximals import Quadratic
@@ -30,7 +32,7 @@ STEPS = 40  # power iterations for the first norms
 
 
 class Norms(NamedTuple):
-    """Vectors of running power iterations and what they found: of `L_yy`, of c's Jacobian in y, of F and f in (x, y)."""
+    """Vectors of running power iterations and what they found: of `L_yy`, c's Jacobian in y, F and f in (x, y)."""
 
     vectors: Any
     curvature: Any
@@ -108,7 +110,7 @@ class BilevelView:
         box = (jnp.where(equality, -bound, 0), bound)
         if not sum(sizes):
             none = jnp.ones((0, 0), dtype)
-            return BilevelView(program, none, none[0:0].reshape(0), equality, *box, (), "free", coupled)
+            return BilevelView(program, none, jnp.ones(0, dtype), equality, *box, (), "free", coupled)
         flat_y, shaped_y = ravel_pytree(y)
         by_y = jax.jacrev(lambda v: plain(x, shaped_y(v)))(flat_y)
         flat, shaped = ravel_pytree(program.start)
@@ -121,7 +123,9 @@ class BilevelView:
         basis = jnp.linalg.cholesky(shifted(ours @ ours.T + jnp.diag(absent[:m] ** 2)))
         if program.project is not None:
             return BilevelView(program, basis, scale[m:], equality, *box, (), "user", coupled)
-        mixed = lambda rows: jnp.concatenate([solve_triangular(basis, rows[:m], lower=True), rows[m:] / scale[m:, None]])
+        mixed = lambda rows: jnp.concatenate(
+            [solve_triangular(basis, rows[:m], lower=True), rows[m:] / scale[m:, None]]
+        )
         A = mixed(whole)
         b = mixed(plain(x, y)[:, None])[:, 0] - A @ (flat if coupled else flat_y)
         free = isinstance(program.Y, Reals) and (isinstance(program.X, Reals) or not coupled)
@@ -217,6 +221,32 @@ class BilevelView:
         found = [_power(product, draw, steps) for product, draw in zip(products, draws)]
         curvature, rows, upper, lower = (value for _, value in found)
         return Norms([vector for vector, _ in found], curvature, jnp.sqrt(rows), upper, lower)
+
+
+def require_affine(problem: BilevelProgram) -> None:
+    """Raise `InvalidProblem` where rows bend and the program brings no projection of its own."""
+    if problem.project is not None:
+        return
+    bend = np.asarray(_bend(problem))
+    if bend.size and bend.max() > 1e3 * float(jnp.finfo(bend.dtype).eps):
+        raise InvalidProblem(
+            f"row {int(bend.argmax())} of the lower level's constraints is not affine in (x, y) (second difference "
+            f"{bend.max():.3g}); pass project=, the projection on {{x in X, y in Y, h = 0, g <= 0}}"
+        )
+
+
+@jax.jit
+def _bend(problem: BilevelProgram) -> Any:
+    """Second differences of the rows over their size, along fixed directions."""
+    flat, shaped = ravel_pytree(problem.start)
+    rows = lambda u: ravel_pytree(problem.constraints(*shaped(u)))[0].astype(flat.dtype)
+    found = [jnp.zeros_like(rows(flat))]
+    for key in jax.random.split(jax.random.key(0), 3):
+        way = jax.random.normal(key, flat.shape, flat.dtype) * (1 + jnp.max(jnp.abs(flat), initial=0))
+        ahead, here, behind = rows(flat + way), rows(flat), rows(flat - way)
+        size = 1 + jnp.abs(ahead) + 2 * jnp.abs(here) + jnp.abs(behind)
+        found.append(jnp.abs(ahead - 2 * here + behind) / size)
+    return jnp.max(jnp.stack(found), axis=0)
 
 
 def _like(key: Any, tree: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Newton's method and linear solves for natural maps, `N(v) = v - P(v - G(v))`: zero exactly where -G is normal to the set.
+"""Newton's method and linear solves for natural maps, `N(v) = v - P(v - G(v))`: zero where -G is normal to the set.
 
 P is the projection on a convex set, so N is piecewise smooth and its derivative, which automatic differentiation takes
 from the branch that the point is on, knows the active set by itself: a coordinate at a bound has the row `dv = 0`, one

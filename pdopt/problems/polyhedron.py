@@ -22,6 +22,7 @@ from pdopt.geometry.moves import climb
 from pdopt.geometry.sets import ConvexSet, Reals
 from pdopt.types import Pair, record
 
+WHOLE = Reals()
 GUESSES = 10  # of the active set in a call; a right one is seen by the next
 
 
@@ -54,7 +55,7 @@ class Polyhedron:
     planes: bool
 
     @staticmethod
-    def make(A: Any, b: Any, equality: Any, *, set: ConvexSet = Reals(), planes: bool = False) -> "Polyhedron":
+    def make(A: Any, b: Any, equality: Any, *, set: ConvexSet = WHOLE, planes: bool = False) -> "Polyhedron":
         """With its gram; `planes`: all rows are equalities."""
         gram = A @ A.T
         exact = isinstance(set, Reals)

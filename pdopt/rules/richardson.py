@@ -7,6 +7,7 @@ a change of the active set: what the levels change must shrink from point to poi
 that changes more than what came before it is not taken.
 """
 
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -40,7 +41,7 @@ def richardson(points: tuple[Any, ...], ratio: Any) -> Extrapolated:
     for level in range(1, len(points)):
         gain = ratio**level
         better = lambda old, new: (gain * new - old) / (gain - 1)  # noqa: B023
-        table = [jax.tree.map(better, a, b) for a, b in zip(table, table[1:])]
+        table = [jax.tree.map(better, a, b) for a, b in pairwise(table)]
         change = _apart(table[-1], best)
         going = going & (change < before)  # false for NaN
         best = jax.tree.map(lambda new, old: jnp.where(going, new, old), table[-1], best)  # noqa: B023
