@@ -9,7 +9,18 @@ import signal
 import sys
 from pathlib import Path
 
-from benchmarks import allocation, assignment, balancing, faithful, generation, linear, matching, training, transport
+from benchmarks import (
+    allocation,
+    assignment,
+    balancing,
+    bilevel,
+    faithful,
+    generation,
+    linear,
+    matching,
+    training,
+    transport,
+)
 from benchmarks.claims import failed
 from benchmarks.harness import Options
 from benchmarks.instances import FAMILIES
@@ -24,6 +35,7 @@ COMPARISONS = {
     "allocation": allocation,
     "matching": matching,
     "balancing": balancing,
+    "bilevel": bilevel,
     "generation": generation,
     "faithful": faithful,
     "training": training,

@@ -326,13 +326,6 @@ class LVHBA:
 
         The distance is that of the projected gradient step, `|u - P(u - alpha d)| / alpha`, equal to it in the limit of
         small steps. v is found by up to `steps` inner steps from the pair. In the units of the scaled rows.
-
-        Example:
-            >>> import pdopt
-            >>> program = pdopt.BilevelProgram(
-            ...     lambda x, y: (y - 1) ** 2, lambda x, y: (y - x) ** 2, (1.0, 1.0), dtype=jnp.float32)
-            >>> print(LVHBA().residual(program, program.first(), 1.0))
-            0.0
         """
         view = self.view(problem)
         outer = view.into(pair.pair if isinstance(pair, Solution) else pair)

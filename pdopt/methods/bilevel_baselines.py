@@ -125,7 +125,7 @@ class ValuePenalty:
         >>> program = pdopt.BilevelProgram(
         ...     upper=lambda x, y: (x - 1) ** 2 + y**2, lower=lambda x, y: (y - x) ** 2 / 2, start=(0.0, 0.0),
         ...     dtype=jnp.float32)
-        >>> print(pdopt.solve(program, ValuePenalty(), max_iterations=2000).x.upper.round(1))
+        >>> print(pdopt.solve(program, ValuePenalty(0.05), max_iterations=2000).x.upper.round(1))
         0.5
     """
 

@@ -22,6 +22,7 @@ from pdopt.types import Pair
 BLOCK = 500  # saddle steps between two attempts of Newton
 BLOCKS = 20
 STEPS = 12  # of Newton in an attempt
+PRODUCTS = 40  # power iterations for the saddle step's size
 
 
 def solve_lower(program: BilevelProgram, x: Any, start: Pair, tolerance: Any, blocks: int = BLOCKS) -> Root:
@@ -30,53 +31,39 @@ def solve_lower(program: BilevelProgram, x: Any, start: Pair, tolerance: Any, bl
     Args:
         start: `Pair(y, multipliers)` to begin from.
         tolerance: absolute.
-        blocks: at most so many blocks of saddle steps; each compiles once, and none is run where Newton suffices.
-
-    Example:
-        >>> program = BilevelProgram(lambda x, y: y, lambda x, y: (y - x) ** 2 / 2, (0.0, 0.0), dtype=jnp.float32,
-        ...                          inequality=lambda x, y: y - 1)
-        >>> first = program.first()
-        >>> root = solve_lower(program, jnp.float32(3), Pair(first.x.lower, first.y), 1e-6)
-        >>> print(root.point.x, root.point.y.inequality)
-        1.0 2.0
+        blocks: at most so many blocks of saddle steps; none is run where Newton suffices.
     """
     flat, shaped = ravel_pytree(start)
     natural = lambda v: ravel_pytree(program.natural(x, shaped(v)))[0]
-    first = newton(natural, flat, steps=STEPS, tolerance=tolerance)
-    if blocks == 0:
-        return first._replace(point=shaped(first.point))
     # Without the proximal terms the inner step of LV-HBA is PDHG on the lower level itself.
-    method = LVHBA(gamma1=jnp.inf, gamma2=jnp.inf)
+    method, view = LVHBA(gamma1=jnp.inf, gamma2=jnp.inf), BilevelView.make(program, jnp.inf)
+
+    def advanced(w: Pair, steps: Any, products: Any) -> Pair:
+        inside = view.into(Pair(Levels(x, w.x), w.y))
+        eta = method.largest_eta(view.norms(inside, steps=products))
+        step = lambda _, inner: method.inner_step(view, inside, inner, eta)
+        inner = lax.fori_loop(0, steps, step, inside._replace(x=w.x))
+        reached = view.back(inner._replace(x=Levels(x, inner.x)))
+        return reached._replace(x=reached.x.lower)
 
     def going(carry: tuple[Root, Pair, Any]) -> Any:
-        return (carry[0].error > tolerance) & (carry[2] < blocks)
+        return (carry[0].error > tolerance) & (carry[2] <= blocks)
 
-    def block(carry: tuple[Root, Pair, Any]) -> tuple[Root, Pair, Any]:
+    def attempt(carry: tuple[Root, Pair, Any]) -> tuple[Root, Pair, Any]:
         best, w, count = carry
-        view = BilevelView.make(program, jnp.inf)
-        inside = view.into(Pair(Levels(x, w.x), w.y))
-        eta = method.largest_eta(view.norms(inside))
-        inner = Pair(w.x, inside.y)
-        step = lambda _, inner: method.inner_step(view, inside, inner, eta)
-        inner = lax.fori_loop(0, BLOCK, step, inner)
-        reached = view.back(inner._replace(x=Levels(x, inner.x)))
-        w = Pair(reached.x.lower, reached.y)
+        later = count > 0  # the first attempt is Newton's alone
+        w = advanced(w, jnp.where(later, BLOCK, 0), jnp.where(later, PRODUCTS, 0))
         found = newton(natural, ravel_pytree(w)[0], steps=STEPS, tolerance=tolerance)
         better = found._replace(steps=best.steps + found.steps)
         return optax.tree.where(found.error < best.error, better, best), w, count + 1
 
-    best, _, _ = lax.while_loop(going, block, (first, start, jnp.int32(0)))
+    first = Root(flat, jnp.asarray(jnp.inf, flat.dtype), jnp.int32(0))
+    best, _, _ = lax.while_loop(going, attempt, (first, start, jnp.int32(0)))
     return best._replace(point=shaped(best.point))
 
 
-def answered(program: BilevelProgram, pair: Pair, tolerance: Any, blocks: int = 0) -> Pair:
-    """The pair of the program with its lower level solved at its x, warm.
-
-    Example:
-        >>> program = BilevelProgram(lambda x, y: y, lambda x, y: (y - x) ** 2 / 2, (2.0, 0.0), dtype=jnp.float32)
-        >>> print(answered(program, program.first(), 1e-6).x.lower)
-        2.0
-    """
+def answered(program: BilevelProgram, pair: Pair, tolerance: Any, blocks: int = BLOCKS) -> Pair:
+    """The pair of the program with its lower level solved at its x, warm."""
     point = solve_lower(program, pair.x.upper, pair._replace(x=pair.x.lower), tolerance, blocks).point
     return point._replace(x=Levels(pair.x.upper, point.x))
 
@@ -86,12 +73,6 @@ def lower_answer(program: BilevelProgram, x: Any, start: Pair, tolerance: Any) -
     """`solve_lower(...).point`, with the derivative of the lower level's answer in x and the program's data.
 
     `dw = -N_w^-1 (N_x dx + N_p dp)` at the returned point, forward, reverse and batched; of first order.
-
-    Example:
-        >>> program = BilevelProgram(lambda x, y: y, lambda x, y: (y - 3 * x) ** 2, (0.0, 0.0), dtype=jnp.float32)
-        >>> answer = lambda x: lower_answer(program, x, Pair(jnp.float32(0), program.first().y), 1e-6).x
-        >>> print(jax.grad(answer)(1.0))
-        3.0
     """
     return solve_lower(program, x, start, tolerance).point
 

@@ -85,8 +85,8 @@ class BilevelProgram:
         ...     inequality=lambda x, y: y - x + 1,
         ...     start=(0.0, 0.0), dtype=jnp.float32,
         ... )
-        >>> print(pdopt.hypergradient(program, 2.0).gradient)
-        3.0
+        >>> print(program.objective(program.first()), program.constraints(2.0, 0.0).inequality)
+        0.0 -1.0
     """
 
     upper: Callable[..., Any]

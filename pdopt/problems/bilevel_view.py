@@ -199,7 +199,7 @@ class BilevelView:
         """The pair with its multipliers put back into Z."""
         return Pair(pair.x, jnp.clip(pair.y, self.lowest, self.highest))
 
-    def norms(self, pair: Pair, before: Norms | None = None, steps: int = STEPS) -> Norms:
+    def norms(self, pair: Pair, before: Norms | None = None, steps: Any = STEPS) -> Norms:
         """Power iterations at a pair, from the vectors of the ones before."""
         (x, y), lam = pair
         program, args = self.program, self.program.args
@@ -256,7 +256,7 @@ def _like(key: Any, tree: Any) -> Any:
     return shaped(draw / jnp.linalg.norm(draw))
 
 
-def _power(product: Any, start: Any, steps: int) -> tuple[Any, Any]:
+def _power(product: Any, start: Any, steps: Any) -> tuple[Any, Any]:
     """The vector and the largest eigenvalue in size that power iteration comes to."""
     flat, shaped = ravel_pytree(start)
 
