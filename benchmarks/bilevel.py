@@ -159,7 +159,7 @@ def run(options: Options, say: Any = print) -> Report:
         records += compare("digits", FLIPS, seeds, options.full, say)
     pictures = [toy_plot(records, options.output / "toy.png"), cleaning_plot(records, options.output / "cleaning.png")]
     notes = [
-        f"Weights and cleaning: {SIZE} training and {SIZE} validation samples, the rest to test; {seeds} seeds in a vmap.",
+        f"Weights and cleaning: {SIZE} samples to train, {SIZE} to validate, the rest to test; {seeds} seeds.",
         "F is the validation loss at (x, y*(x)), the lower level solved again at the x that a method ended with.",
         "BOME works on the lower level without slacks and rows, as it takes no constraints.",
         "CPU seconds of the sample weights include compiling, those of the toys do not.",
