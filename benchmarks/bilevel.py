@@ -44,7 +44,7 @@ BUDGETS = (100, 200, 500, 1000, 2000, 5000, 10_000, 15_000)
 GRID = tuple(np.linspace(-6, 6, 9))
 DATA = ("breast_cancer", "digits", "diabetes")
 FLIPS = 0.4
-SIZE = 80  # training samples, and as many to validate
+SIZE = 70  # training samples, and as many to validate
 
 
 def toys(say: Any) -> list[dict[str, Any]]:
@@ -108,9 +108,9 @@ def judged(template: Any, x: Any, many: Split) -> tuple[Any, Any, Any]:
 def methods(full: bool) -> dict[str, tuple[Any, int, bool]]:
     """Method, iterations, and whether the lower level keeps its slacks and rows."""
     return {
-        "LV-HBA": (pdopt.LVHBA(penalty=pdopt.Growing(1.0, 0.3), every=500), 8000 if full else 3000, True),
-        "implicit gradient": (pdopt.ImplicitGradient(0.3, every=20), 150 if full else 40, True),
-        "BOME": (pdopt.ValuePenalty(0.01, 0.01, 10, every=500), 8000 if full else 3000, False),
+        "LV-HBA": (pdopt.LVHBA(penalty=pdopt.Growing(1.0, 0.3), every=500), 8000 if full else 2000, True),
+        "implicit gradient": (pdopt.ImplicitGradient(0.3, every=20), 200 if full else 40, False),
+        "BOME": (pdopt.ValuePenalty(0.01, 0.01, 10, every=500), 8000 if full else 2000, False),
     }
 
 
@@ -161,7 +161,8 @@ def run(options: Options, say: Any = print) -> Report:
     notes = [
         f"Weights and cleaning: {SIZE} samples to train, {SIZE} to validate, the rest to test; {seeds} seeds.",
         "F is the validation loss at (x, y*(x)), the lower level solved again at the x that a method ended with.",
-        "BOME works on the lower level without slacks and rows, as it takes no constraints.",
+        "LV-HBA works on the lower level with its slacks and rows. BOME takes none, and the implicit gradient is the same "
+        "without them at a twentieth of the cost: both work on the squared hinge loss.",
         "CPU seconds of the sample weights include compiling, those of the toys do not.",
     ]
     tables = [toy_table(records), machine_table(records)]
