@@ -161,8 +161,8 @@ def run(options: Options, say: Any = print) -> Report:
     notes = [
         f"Weights and cleaning: {SIZE} samples to train, {SIZE} to validate, the rest to test; {seeds} seeds.",
         "F is the validation loss at (x, y*(x)), the lower level solved again at the x that a method ended with.",
-        "LV-HBA works on the lower level with its slacks and rows. BOME takes none, and the implicit gradient is the same "
-        "without them at a twentieth of the cost: both work on the squared hinge loss.",
+        "LV-HBA works on the lower level with its slacks and rows. BOME takes none, and the implicit gradient is the "
+        "same without them at a twentieth of the cost: both work on the squared hinge loss.",
         "CPU seconds of the sample weights include compiling, those of the toys do not.",
     ]
     tables = [toy_table(records), machine_table(records)]

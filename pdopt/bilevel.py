@@ -94,7 +94,10 @@ def lower_solution(program: BilevelProgram, x: Any, start: Pair | None = None, *
         1.0
     """
     with precision_scope(program):
-        return lower_answer(program, *_inputs(program, x, start, tolerance))
+        return _lower_solution(program, *_inputs(program, x, start, tolerance))
+
+
+_lower_solution = jax.jit(lower_answer)
 
 
 def polish_bilevel(

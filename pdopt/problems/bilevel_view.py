@@ -218,9 +218,8 @@ class BilevelView:
             curves(lambda u: program.upper(*u, *args)),
             curves(lambda u: program.lower(*u, *args)),
         ]
-        found = [_power(product, draw, steps) for product, draw in zip(products, draws)]
-        curvature, rows, upper, lower = (value for _, value in found)
-        return Norms([vector for vector, _ in found], curvature, jnp.sqrt(rows), upper, lower)
+        vectors, (curvature, rows, upper, lower) = _power(products, draws, steps)
+        return Norms(vectors, curvature, jnp.sqrt(rows), upper, lower)
 
 
 def require_affine(problem: BilevelProgram) -> None:
@@ -256,16 +255,18 @@ def _like(key: Any, tree: Any) -> Any:
     return shaped(draw / jnp.linalg.norm(draw))
 
 
-def _power(product: Any, start: Any, steps: Any) -> tuple[Any, Any]:
-    """The vector and the largest eigenvalue in size that power iteration comes to."""
-    flat, shaped = ravel_pytree(start)
+def _power(products: list[Any], starts: list[Any], steps: Any) -> tuple[list[Any], list[Any]]:
+    """The vectors and the largest eigenvalues in size that power iterations come to, all in one loop."""
+    flats, shapes = zip(*map(ravel_pytree, starts))
 
-    def body(_: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
-        v, _ = carry
+    def turned(product: Any, shaped: Any, v: Any) -> tuple[Any, Any]:
         image = ravel_pytree(product(shaped(v)))[0]
         size = jnp.linalg.norm(image)
         # A vector that the operator sends to 0 is kept: a later operator may not.
         return jnp.where(size > 0, image / jnp.where(size > 0, size, 1), v), size
 
-    v, value = lax.fori_loop(0, steps, body, (flat, jnp.zeros((), flat.dtype)))
-    return shaped(v), value
+    def body(_: Any, carry: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+        return [turned(product, shaped, v) for product, shaped, (v, _) in zip(products, shapes, carry)]
+
+    found = lax.fori_loop(0, steps, body, [(flat, jnp.zeros((), flat.dtype)) for flat in flats])
+    return [shaped(v) for shaped, (v, _) in zip(shapes, found)], [value for _, value in found]

@@ -46,6 +46,7 @@ def test_solutions_are_those_of_the_slow_twin(seed):
     assert feasible(x, np.asarray(solution.x.lower), data) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_batch_equals_the_loop():
     draws = [family.draw(seed) for seed in (1, 3)]
     program = family.program(draws[0])
@@ -90,7 +91,7 @@ def test_the_published_step_is_the_saddle_step_at_the_old_point():
     (x, y), z = outer
     theta, lam = inner
     eta = 1e-3
-    found = method.inner_step(view, outer, inner, eta)
+    found = jax.jit(method.inner_step)(view, outer, inner, eta)
     slope = jax.grad(view.lagrangian, argnums=1)(x, theta, lam) + (theta - y) / 3
     np.testing.assert_allclose(found.x, theta - eta * slope, rtol=1e-12)
     rows = view.violation(x, theta)
@@ -148,7 +149,7 @@ def test_projections_against_scipy(kind):
     box = Box(-1.0, 1.0)
     extra = {"set": box} if kind == "boxed" else {}
     rows = Polyhedron.make(jnp.asarray(A), jnp.asarray(b), jnp.asarray(equality), planes=kind == "planes", **extra)
-    found = project(rows, jnp.asarray(target), jnp.zeros(4))
+    found = jax.jit(project)(rows, jnp.asarray(target), jnp.zeros(4))
     limits = [
         {"type": "eq", "fun": lambda u: A[equality] @ u + b[equality]},
         {"type": "ineq", "fun": lambda u: -(A[~equality] @ u + b[~equality])},

@@ -66,13 +66,14 @@ def test_lower_solution_has_a_derivative_in_x_and_in_the_data():
         y, _, mu = family.answer(data, x)
         return np.sum(y**2) + np.sum(mu)
 
-    by_x, (by_data,) = jax.grad(score, argnums=(0, 1))(jnp.asarray(x), program.args)
+    by_x, (by_data,) = jax.jit(jax.grad(score, argnums=(0, 1)))(jnp.asarray(x), program.args)
     np.testing.assert_allclose(by_x, family.slope(lambda p: twin(p, data), x), atol=1e-6)
     for name in ("e", "a"):
         expected = family.slope(lambda p: twin(x, {**data, name: p}), data[name])  # noqa: B023
         np.testing.assert_allclose(by_data[name], expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_certificate_vanishes_exactly_at_a_solution():
     data = family.draw(1)
     program = family.program(data)
@@ -87,6 +88,7 @@ def test_the_certificate_vanishes_exactly_at_a_solution():
     assert float(away.residuals.dual) > 1e-3  # the lower level is solved, the upper is not
 
 
+@pytest.mark.slow
 def test_the_objective_has_the_derivative_of_the_optimal_value():
     data = {name: jnp.asarray(v) for name, v in family.draw(1).items()}
     program = family.program(data).replace(X=Box(jnp.full(2, -0.1), jnp.full(2, 0.1)))
