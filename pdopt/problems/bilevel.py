@@ -170,6 +170,11 @@ class BilevelProgram:
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self.pair_shapes().y)
         return Pair(self.start, zeros)
 
+    def inside(self, pair: Pair) -> Pair:
+        """The pair with its tuples named: `((x, y), (lam, mu))` will do for a start."""
+        named = isinstance(pair.x, tuple) and isinstance(pair.y, tuple) and len(pair.x) == len(pair.y) == 2
+        return Pair(Levels(*pair.x), Multipliers(*pair.y)) if named else pair
+
     def minimised(self) -> "BilevelProgram":
         """Itself."""
         return self

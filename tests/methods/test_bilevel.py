@@ -15,6 +15,7 @@ from pdopt.problems.polyhedron import Polyhedron
 from pdopt.types import Pair, Status
 from tests.problems import bilevel_family as family
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 METHOD = pdopt.LVHBA(penalty=pdopt.Stages(steps=1500), every=50)
 OPTIONS = {"tolerance": 1e-5, "max_iterations": 20_000}
 
