@@ -38,8 +38,10 @@ def solve_jacobian(function: Callable[[Any], Any], v: Any, right: Any, *, transp
         return right
     if v.shape[0] > DENSE:
         return _matrix_free(function, v, right, transpose)
-    matrix = jax.jacfwd(function)(v)
-    matrix = matrix.T if transpose else matrix
+    # The barrier keeps XLA from folding products with the unit vectors while it compiles.
+    units = lax.optimization_barrier(jnp.eye(v.shape[0], dtype=v.dtype))
+    rows = jax.vmap(lambda unit: jax.jvp(function, (v,), (unit,))[1])(units)  # the transpose of N_v
+    matrix = rows if transpose else rows.T
     size = jnp.max(jnp.abs(matrix))
     shift = jnp.finfo(v.dtype).eps ** 0.6 * jnp.where(size > 0, size, 1)
     factor = lu_factor(matrix + shift * jnp.eye(v.shape[0], dtype=v.dtype))
