@@ -155,7 +155,8 @@ def _polish(program: BilevelProgram, pair: Pair, tolerance: Any, steps: int) -> 
         rest = Pair(jax.tree.map(jnp.add, slope_y, by_w.x), by_w.y)
         return ravel_pytree((jax.tree.map(jnp.subtract, x, moved), natural, rest))[0]
 
-    root = newton(system, flat, steps=steps, tolerance=fine)
+    # Neither p nor, where the lower level has many solutions, w is alone: the nearest root is taken.
+    root = newton(system, flat, steps=steps, tolerance=fine, singular=True)
     x, w, _ = shaped(root.point)
     before, after = program.optimality(pair), program.optimality(Pair(Levels(x, w.x), w.y))
     better = after.residuals.error <= before.residuals.error

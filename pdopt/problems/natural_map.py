@@ -38,9 +38,7 @@ def solve_jacobian(function: Callable[[Any], Any], v: Any, right: Any, *, transp
         return right
     if v.shape[0] > DENSE:
         return _matrix_free(function, v, right, transpose)
-    # The barrier keeps XLA from folding products with the unit vectors while it compiles.
-    units = lax.optimization_barrier(jnp.eye(v.shape[0], dtype=v.dtype))
-    rows = jax.vmap(lambda unit: jax.jvp(function, (v,), (unit,))[1])(units)  # the transpose of N_v
+    rows = _transposed(function, v)
     matrix = rows if transpose else rows.T
     size = jnp.max(jnp.abs(matrix))
     shift = jnp.finfo(v.dtype).eps ** 0.6 * jnp.where(size > 0, size, 1)
@@ -48,6 +46,12 @@ def solve_jacobian(function: Callable[[Any], Any], v: Any, right: Any, *, transp
     found = lu_solve(factor, right)
     refine = lambda _, found: found + lu_solve(factor, right - matrix @ found)
     return lax.fori_loop(0, REFINEMENTS, refine, found)
+
+
+def _transposed(function: Callable[[Any], Any], v: Any) -> Any:
+    """`N_v'`; the barrier keeps XLA from folding products with the unit vectors while it compiles."""
+    units = lax.optimization_barrier(jnp.eye(v.shape[0], dtype=v.dtype))
+    return jax.vmap(lambda unit: jax.jvp(function, (v,), (unit,))[1])(units)
 
 
 def _matrix_free(function: Callable[[Any], Any], v: Any, right: Any, transpose: bool) -> Any:
@@ -67,11 +71,14 @@ class Root(NamedTuple):
     steps: Any
 
 
-def newton(function: Callable[[Any], Any], start: Any, *, steps: int = 20, tolerance: Any = None) -> Root:
+def newton(
+    function: Callable[[Any], Any], start: Any, *, steps: int = 20, tolerance: Any = None, singular: bool = False
+) -> Root:
     """Damped semismooth Newton on `N(v) = 0`: the best of a few shares of the step, while that lowers `|N|_2`.
 
     Never leaves a point for one with a larger `|N|_2`; stops at `|N|_inf <= tolerance` (None: 4 units of rounding),
-    where no share helps, or after `steps`.
+    where no share helps, or after `steps`. `singular`: shortest least-squares steps (a singular value decomposition
+    each), for roots that are not isolated.
 
     Example:
         >>> root = newton(lambda v: v - jnp.maximum(v - (v**3 - 8), 0), jnp.array([3.0]))
@@ -87,7 +94,7 @@ def newton(function: Callable[[Any], Any], start: Any, *, steps: int = 20, toler
 
     def body(carry: tuple[Any, Any, Any, Any]) -> tuple[Any, Any, Any, Any]:
         v, value, count, _ = carry
-        way = solve_jacobian(function, v, value)
+        way = jnp.linalg.lstsq(_transposed(function, v).T, value)[0] if singular else solve_jacobian(function, v, value)
         points = v - shares[:, None] * way
         values = lax.map(function, points)
         sizes = jnp.linalg.norm(values, axis=1)
