@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pdopt.assign import assign
     from pdopt.barycenter import barycenter
+    from pdopt.bilevel import hypergradient, lower_solution, polish_bilevel
     from pdopt.constrain import Constrained, constrain
     from pdopt.divergence import Divergence, sinkhorn_divergence
     from pdopt.geometry.entropic import Entropic
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from pdopt.methods.augmented_lagrangian import AugmentedLagrangian
     from pdopt.methods.average_spectrum import AverageSpectrum
     from pdopt.methods.balancing import Balancer
+    from pdopt.methods.bilevel import LVHBA, Growing, Stages
+    from pdopt.methods.bilevel_baselines import ImplicitGradient, ValuePenalty
     from pdopt.methods.dual_ascent import DualAscent
     from pdopt.methods.inner import ProjectedNewton
     from pdopt.methods.inner_iterative import ProjectedLBFGS, ProjectedNewtonCG
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
     from pdopt.problems.assortment import Assortment
     from pdopt.problems.balancing import Balancing
     from pdopt.problems.barycenter import Barycenter
+    from pdopt.problems.bilevel import BilevelProgram
     from pdopt.problems.entropy import Entropy
     from pdopt.problems.game import MatrixGame
     from pdopt.problems.grid_cost import Grid
@@ -91,6 +95,13 @@ _HOMES = {
     "Balancer": "methods.balancing",
     "Balancing": "problems.balancing",
     "Constrained": "constrain",
+    "BilevelProgram": "problems.bilevel",
+    "hypergradient": "bilevel",
+    "lower_solution": "bilevel",
+    "polish_bilevel": "bilevel",
+    "Growing": "methods.bilevel",
+    "LVHBA": "methods.bilevel",
+    "Stages": "methods.bilevel",
     "Corrupted": "problems.arrivals",
     "Dense": "operators.dense",
     "DualAscent": "methods.dual_ascent",
@@ -101,6 +112,8 @@ _HOMES = {
     "Greedy": "methods.matching_policies",
     "Growth": "methods.multiplier",
     "Implicit": "operators.implicit",
+    "ImplicitGradient": "methods.bilevel_baselines",
+    "ValuePenalty": "methods.bilevel_baselines",
     "LinearProgram": "problems.linear",
     "MatchingBound": "matching_bounds",
     "MatchingRun": "match_online",
@@ -157,6 +170,7 @@ _HOMES = {
 
 __all__ = [
     "HISTORY",
+    "LVHBA",
     "PDHG",
     "PID",
     "Allocation",
@@ -168,6 +182,7 @@ __all__ = [
     "Balancer",
     "Balancing",
     "Barycenter",
+    "BilevelProgram",
     "Constrained",
     "Corrupted",
     "Dense",
@@ -181,8 +196,10 @@ __all__ = [
     "Extrapolated",
     "Greedy",
     "Grid",
+    "Growing",
     "Growth",
     "Implicit",
+    "ImplicitGradient",
     "KSparse",
     "LinearProgram",
     "LowRank",
@@ -212,24 +229,29 @@ __all__ = [
     "Solution",
     "Sparse",
     "SqEuclidean",
+    "Stages",
     "Status",
     "Steps",
     "StochasticMatching",
     "Stream",
     "Transport",
     "UniformRandom",
+    "ValuePenalty",
     "Violation",
     "Visit",
     "assign",
     "barycenter",
     "configuration_lp",
     "constrain",
+    "hypergradient",
     "left_heavy",
+    "lower_solution",
     "match_online",
     "matching_lp",
     "minimise",
     "offline",
     "pairwise",
+    "polish_bilevel",
     "read_model",
     "read_mps",
     "read_solution",

@@ -18,6 +18,7 @@ from jax.core import Tracer
 from pdopt.errors import InvalidOption, InvalidProblem, UnsupportedProblem, require_range
 from pdopt.methods.augmented_lagrangian import AugmentedLagrangian
 from pdopt.methods.balancing import Balancer
+from pdopt.methods.bilevel import LVHBA
 from pdopt.methods.bregman_projections import BregmanProjections
 from pdopt.methods.dual_ascent import DualAscent
 from pdopt.methods.pdhg import PDHG
@@ -25,6 +26,7 @@ from pdopt.methods.semi_dual import SemiDual
 from pdopt.methods.sinkhorn import Sinkhorn
 from pdopt.problems.balancing import Balancing
 from pdopt.problems.barycenter import Barycenter
+from pdopt.problems.bilevel import BilevelProgram
 from pdopt.problems.checks import concrete
 from pdopt.problems.entropy import Entropy
 from pdopt.problems.game import MatrixGame
@@ -88,6 +90,11 @@ def _(problem: NonlinearProgram) -> AugmentedLagrangian:
 @default_method.register
 def _(problem: Barycenter) -> BregmanProjections:
     return BregmanProjections()
+
+
+@default_method.register
+def _(problem: BilevelProgram) -> LVHBA:
+    return LVHBA.staged()
 
 
 def solve(

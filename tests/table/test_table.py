@@ -225,6 +225,10 @@ METHODS = {
     "SemiDual": Entry(pdopt.SemiDual(), ()),
     "Dual": Entry(pdopt.Dual(), ()),
     "Balancer": Entry(pdopt.Balancer(), ()),
+    # Bilevel programs are judged by their own certificate: tests/methods/test_bilevel.py.
+    "LVHBA": Entry(pdopt.LVHBA(), ()),
+    "ImplicitGradient": Entry(pdopt.ImplicitGradient(), ()),
+    "ValuePenalty": Entry(pdopt.ValuePenalty(), ()),
     "MirrorDescent": Entry(pdopt.MirrorDescent(), ("game",), 1e-3, 1e-3),
     "MirrorDescent Euclidean": Entry(pdopt.MirrorDescent(move=pdopt.Euclidean()), ("game",), 1e-3, 1e-3),
     "MirrorDescent last": Entry(pdopt.MirrorDescent(acceleration=Plain()), ("game",), 1e-4, 1e-4),
