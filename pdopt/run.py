@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,8 @@ import numpy as np
 from jax.core import Tracer
 
 from pdopt.errors import InvalidOption, InvalidProblem, require_range
+from pdopt.presolved import presolved_run
+from pdopt.reports import Report, Seconds
 from pdopt.rules.loop import Carry, advance_until, completed
 from pdopt.runtime.chunks import Pace
 from pdopt.runtime.interrupts import StopFlag, stop_flag
@@ -32,21 +35,6 @@ from pdopt.types import Pair, Solution, Status
 
 CHECKPOINT_EVERY = 60.0
 PACE = Pace()
-
-
-class Seconds(NamedTuple):
-    """Wall seconds of a run: tracing and compiling, and everything after (scaling, iterations, saving)."""
-
-    compile: float
-    solve: float
-
-
-class Report(NamedTuple):
-    """A solution with what only the host knows: its seconds, and the signal that stopped it (None: none did)."""
-
-    solution: Solution
-    seconds: Seconds
-    signal: int | None
 
 
 def run(
@@ -62,6 +50,7 @@ def run(
     checkpoint_every: float = CHECKPOINT_EVERY,
     resume: bool = False,
     history: int = 0,
+    presolve: bool = False,
 ) -> Solution:
     """Solve one problem with the host in the loop: progress, time limit, Ctrl-C, checkpoints.
 
@@ -86,6 +75,10 @@ def run(
             none). It must belong to the same problem, method settings and library versions; tolerance and limits may
             be others. A run that was interrupted and resumed ends with the bits of one that was not.
         history: rows of `solution.history` to keep, as in `solve`.
+        presolve: make a linear program smaller by HiGHS first. Optimal is said only of residuals on the original data:
+            where postsolve enlarges them the run goes on, at last without presolve. A problem that presolve itself
+            finds infeasible has that status and no certificate. Iterations count all solves, history is the last
+            one's, a checkpoint folder holds a folder for each.
 
     Returns:
         `Solution`; its status and iterations are on the host already.
@@ -107,7 +100,7 @@ def run(
     """
     return timed_run(
         problem, method, start=start, tolerance=tolerance, max_iterations=max_iterations, time_limit=time_limit,
-        progress=progress, checkpoint=checkpoint, checkpoint_every=checkpoint_every, resume=resume, history=history,
+        progress=progress, checkpoint=checkpoint, checkpoint_every=checkpoint_every, resume=resume, history=history, presolve=presolve,
     ).solution  # fmt: skip
 
 
@@ -124,6 +117,7 @@ def timed_run(
     checkpoint_every: float = CHECKPOINT_EVERY,
     resume: bool = False,
     history: int = 0,
+    presolve: bool = False,
     pace: Pace = PACE,
     clock: Callable[[], float] = time.monotonic,
 ) -> Report:
@@ -143,6 +137,20 @@ def timed_run(
             method.admit(problem)
         tolerance, limit = checked_options(problem, tolerance, max_iterations, "none", history)
         _require_single(problem)
+        if presolve:
+
+            def drive(
+                problem: Any, start: Any, tolerance: float, most: int, seconds: float, folder: Path | None, first: bool
+            ) -> Report:
+                again = resume and folder is not None and (first or folder.is_dir())
+                return timed_run(
+                    problem, method, start=start, tolerance=tolerance, max_iterations=most, time_limit=seconds,
+                    progress=progress, checkpoint=folder, checkpoint_every=checkpoint_every, resume=again,
+                    history=history, pace=pace, clock=clock,
+                )  # fmt: skip
+
+            first = checked_start(problem, start)
+            return presolved_run(drive, problem, first, float(tolerance), int(limit), limit_s, checkpoint, clock)
         program = _Program(problem, method, checked_start(problem, start), tolerance, limit, history)
         listener = _listener(progress)
         with open_folder(checkpoint, problem, method, resume) as folder, stop_flag() as flag:

@@ -35,6 +35,9 @@ Checkpoint = Annotated[Path | None, typer.Option(help="Folder for the state, sav
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest state in --checkpoint.")]
 History = Annotated[Path | None, typer.Option(help="Write the residuals of the checks here, as CSV.")]
 Plot = Annotated[Path | None, typer.Option(help="Draw them here (.png, .pdf, .svg), with the CSV beside it.")]
+Presolve = Annotated[
+    bool, typer.Option("--presolve/--no-presolve", help="Make the problem smaller by HiGHS first; judged as it was.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No iteration log on standard error.")]
 
 
@@ -45,8 +48,8 @@ class SolveOutcome(Outcome):
     Attributes:
         file: the model's file as the user named it; name: the model's own name.
         residuals, absolute: relative and absolute, by name (`primal`, `dual`, `gap`).
-        seconds: read, presolve (0: there is none yet), compile, solve.
-        problem: rows, columns, nonzeros.
+        seconds: read, presolve, compile, solve.
+        problem: rows, columns, nonzeros; presolve: what it found, the rows and columns it removed, None without it.
         notes: what the reader did to the file; files: what was written.
     """
 
@@ -67,6 +70,7 @@ class SolveOutcome(Outcome):
         default_factory=lambda: dict.fromkeys(("read", "presolve", "compile", "solve"))
     )
     problem: dict[str, int | None] = field(default_factory=lambda: dict.fromkeys(("rows", "columns", "nonzeros")))
+    presolve: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
 
@@ -82,6 +86,7 @@ class SolveOutcome(Outcome):
             "worst": self.worst,
             "seconds": self.seconds,
             "problem": self.problem,
+            "presolve": self.presolve,
             "exit_code": self.code,
             "message": self.message,
             "error": self.error,
@@ -105,6 +110,8 @@ class SolveOutcome(Outcome):
             ("objective", format_number(self.objective, ".10g")),
             ("dual objective", format_number(self.dual_objective, ".10g")),
             ("worst violation", format_number(self.worst, ".2e")),
+            *((f"{what} removed", format_number(self.presolve[what]))
+              for what in ("rows", "columns") if self.presolve and self.presolve[what]),
             ("iterations", format_number(self.iterations)),
             *((f"{name} (s)", format_number(value, ".3f")) for name, value in self.seconds.items() if value),
         ]
@@ -140,6 +147,7 @@ def solve(
     resume: Resume = False,
     history: History = None,
     plot: Plot = None,
+    presolve: Presolve = True,
     quiet: Quiet = False,
 ) -> SolveOutcome:
     """Solve the linear program in FILE."""
@@ -160,7 +168,7 @@ def solve(
 
     before = time.monotonic()
     model = read_model(file, dtype=dtype)
-    outcome.seconds.update(read=time.monotonic() - before, presolve=0.0)
+    outcome.seconds.update(read=time.monotonic() - before)
     _describe(outcome, model)
 
     report = timed_run(
@@ -173,10 +181,13 @@ def solve(
         checkpoint=checkpoint,
         resume=resume,
         history=HISTORY_ROWS if history or plot else 0,
+        presolve=presolve,
     )
     default = 1e-6 if dtype == "float64" else 1e-4
     outcome.tolerance = default if tolerance is None else tolerance
-    outcome.seconds.update(compile=report.seconds.compile, solve=report.seconds.solve)
+    outcome.seconds.update(report.seconds._asdict())
+    if report.presolve is not None:
+        outcome.presolve = report.presolve._asdict()
     _judge(outcome, model, report)
     if checkpoint is not None and not report.solution.reason.converged:
         outcome.message += f" To go on: --checkpoint {checkpoint} --resume."
@@ -261,11 +272,18 @@ def _judge(outcome: SolveOutcome, model: Any, report: Any) -> None:
     status, r = solution.reason, solution.residuals
     outcome.status = str(status)
     outcome.code = exit_code(outcome.status, report.signal)
-    outcome.message = _crossed(model) or status.sentence
+    outcome.message = _crossed(model) or _presolved(status, report.note)
     outcome.objective, outcome.dual_objective = float(solution.objective), float(solution.dual_objective)
     outcome.iterations, outcome.worst = int(solution.iterations), float(r.worst)
     outcome.residuals = {name: float(getattr(r, name)) for name in outcome.residuals}
     outcome.absolute = {name: float(getattr(r, f"{name}_absolute")) for name in outcome.absolute}
+
+
+def _presolved(status: Any, note: str) -> str:
+    """The sentence of the status; the presolve's own where it decided, and its note where it was left."""
+    if note.startswith("Infeasible"):
+        return note
+    return f"{status.sentence} {note}".rstrip()
 
 
 def _crossed(model: Any) -> str:

@@ -1,0 +1,210 @@
+"""A run through presolve: reduce, solve, go back, and judge again on the original data.
+
+    reduced = presolve(problem);   pair = postsolve(solve(reduced));   residuals(problem, pair) <= tolerance ?
+
+Postsolve can enlarge what is left of the residuals, so a pair is called optimal only by its residuals on the original
+data. Where they are too large the reduced problem is solved again, `TIGHTER` times more accurately, and if that does not
+do, the original problem is solved from the pair in hand: presolve may cost time, never the answer.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pdopt.problems.linear import Certificate
+from pdopt.problems.presolve import EMPTY, INFEASIBLE, REDUCED, Presolved, presolve
+from pdopt.reports import Removed, Report, Seconds
+from pdopt.runtime.precision import precision_scope
+from pdopt.types import Optimality, Pair, Solution, Status
+
+TIGHTER = 0.1
+ATTEMPTS = 2
+
+# `drive(problem, start, tolerance, max_iterations, time_limit, checkpoint, first) -> Report`
+Drive = Callable[..., Report]
+
+
+class _Budget:
+    """Iterations and seconds that are left for the next solve, and what the ones before took."""
+
+    def __init__(self, max_iterations: int, time_limit: float, clock: Callable[[], float]) -> None:
+        self.max_iterations, self.clock, self.deadline = max_iterations, clock, clock() + time_limit
+        self.iterations, self.compile, self.solve, self.solves = 0, 0.0, 0.0, 0
+
+    @property
+    def left(self) -> tuple[int, float]:
+        return self.max_iterations - self.iterations, self.deadline - self.clock()
+
+    @property
+    def spent(self) -> bool:
+        iterations, seconds = self.left
+        return iterations < 1 or seconds <= 0
+
+    def add(self, report: Report) -> None:
+        self.solves += 1
+        self.iterations += int(report.solution.iterations)
+        self.compile += report.seconds.compile
+        self.solve += report.seconds.solve
+
+
+def presolved_run(
+    drive: Drive,
+    problem: Any,
+    start: Pair | None,
+    tolerance: float,
+    max_iterations: int,
+    time_limit: float,
+    checkpoint: Any,
+    clock: Callable[[], float],
+) -> Report:
+    """Solve a linear program through presolve.
+
+    Args:
+        drive: solves a problem from the host: `drive(problem, start, tolerance, max_iterations, time_limit,
+            checkpoint, first)`, `first` at the first solve of the run.
+        problem: a `LinearProgram`, in the user's sense.
+        start: a pair of the problem, or None.
+        tolerance, max_iterations, time_limit: of the whole run; the limit of time may be infinite.
+        checkpoint: folder or None; the solves keep their states in its folders `reduced` and `original`.
+        clock: seconds.
+
+    Raises:
+        UnsupportedProblem: what presolve cannot look at.
+    """
+    began = clock()
+    budget = _Budget(max_iterations, time_limit, clock)
+    made = presolve(problem)
+    seconds = clock() - began
+    removed = Removed(made.found, *made.removed)
+
+    def solve(which: Any, name: str, start: Pair | None, tolerance: float) -> Report:
+        (iterations, left), first = budget.left, budget.solves == 0
+        folder = None if checkpoint is None else Path(checkpoint) / name
+        report = drive(which, start, tolerance, max(iterations, 1), max(left, 1e-3), folder, first)
+        budget.add(report)
+        return report
+
+    def end(report: Report, solution: Solution, note: str = "") -> Report:
+        count = np.asarray(budget.iterations, np.int32)
+        spent = Seconds(budget.compile, budget.solve, seconds)
+        return Report(solution.replace(iterations=count), spent, report.signal, removed, note)
+
+    if made.found == INFEASIBLE:
+        solution = judged(problem, _origin(problem))
+        note = (
+            "Infeasible: HiGHS's presolve found (within its own tolerance, 1e-7) that no point satisfies the "
+            "constraints. It gives no ray; a run without presolve looks for one."
+        )
+        stopped = Report(solution, Seconds(0.0, 0.0), None)
+        return end(stopped, solution.replace(status=_code(Status.PRIMAL_INFEASIBLE), certificate=None), note)
+
+    pair, note = start, ""
+    if made.found in (REDUCED, EMPTY):
+        report, solution, note = _reduced(problem, made, start, tolerance, solve, budget)
+        if solution is not None:
+            return end(report, solution, note)
+        pair = report.solution.pair
+    found = solve(problem, "original", pair, tolerance)
+    return end(found, found.solution, note)
+
+
+def _reduced(
+    problem: Any, made: Presolved, start: Pair | None, tolerance: float, solve: Callable[..., Report], budget: _Budget
+) -> tuple[Report, Solution | None, str]:
+    """Solve what presolve left and go back: the last report, the solution to return or None to go on, and a note."""
+    wanted, begin = tolerance, None if start is None else made.into(start)
+    report = Report(judged(problem, _origin(problem)), Seconds(0.0, 0.0), None)
+    floor = 16 * float(jnp.finfo(problem.c.dtype).eps)
+    for attempt in range(ATTEMPTS):
+        if made.found == EMPTY:
+            inner, status = Pair([], []), Status.OPTIMAL
+        else:
+            report = solve(made.problem, "reduced" if attempt == 0 else f"reduced-{attempt}", begin, wanted)
+            inner, status = report.solution.pair, report.solution.reason
+        if status.proved:
+            return _ray(problem, made, report, status)
+        try:
+            solution = judged(problem, made.postsolve(inner))
+        except ArithmeticError as error:
+            return report._replace(solution=judged(problem, _origin(problem))), None, f"Solved without presolve: {error}."
+        error = float(solution.residuals.error)
+        report = report._replace(solution=solution)
+        if error <= tolerance:
+            return report, solution.replace(status=_code(Status.OPTIMAL)), ""
+        if status is not Status.OPTIMAL or budget.spent:
+            # A limit, a signal or a failure ended the reduced solve; an optimum that is lost on the way back and
+            # leaves no time to mend it is one that the limit kept from being found.
+            kept = Status.TIME_LIMIT if status is Status.OPTIMAL else status
+            if status.value in _GO_ON and not budget.spent:
+                break
+            return report, solution.replace(status=_code(kept)), ""
+        if made.found == EMPTY or wanted * TIGHTER < floor:
+            break
+        wanted, begin = wanted * TIGHTER, inner
+    error = float(report.solution.residuals.error)
+    note = f"After postsolve the error was {error:.1e}; the problem was solved on from there without presolve."
+    return report, None, note if math.isfinite(error) else "Solved without presolve: postsolve lost the pair."
+
+
+# Ends of the reduced solve that say nothing of the original one.
+_GO_ON = (Status.NUMERICAL_ERROR.value, Status.DIVERGED.value, Status.PRECISION_LIMIT.value)
+
+
+def _ray(problem: Any, made: Presolved, report: Report, status: Status) -> tuple[Report, Solution | None, str]:
+    """A proof on the reduced problem: carried back where it proves the same of the original, else looked for there.
+
+    Rows that are gone get multiplier 0 and columns that are gone do not move; that is a ray of the original wherever
+    reductions only removed. Otherwise the original problem is solved, from the start, for a ray of its own.
+    """
+    m, n = problem.shape
+    dtype = problem.c.dtype
+    inner = report.solution.certificate.ray
+    x, y = np.zeros(n, dtype), np.zeros(m, dtype)
+    x[made.columns], y[made.rows] = np.asarray(inner.x), np.asarray(inner.y)
+    with precision_scope(problem):
+        rays = _rays(problem.minimised(), Pair(jnp.asarray(x), jnp.asarray(y)))
+    proved = rays.primal_infeasible if status is Status.PRIMAL_INFEASIBLE else rays.dual_infeasible
+    solution = judged(problem, _origin(problem))
+    if not bool(proved):
+        return report._replace(solution=solution), None, f"Presolve left a problem that is {status}; its ray was lost."
+    z = solution.certificate.z
+    proof = Certificate(z, problem.flip(rays.ray))
+    return report, solution.replace(status=_code(status), certificate=proof), ""
+
+
+def judged(problem: Any, pair: Pair) -> Solution:
+    """A pair as a solution that still runs: residuals, objectives and reduced costs on the problem's own data."""
+    with precision_scope(problem):
+        pair = Pair(*(jnp.asarray(part, problem.c.dtype) for part in pair))
+        found: Optimality = _judge(problem, pair)
+        nothing = jax.tree.map(jnp.zeros_like, pair)
+        return Solution(
+            pair, _code(Status.RUNNING), found.objective, found.dual_objective, found.residuals,
+            np.asarray(0, np.int32), Certificate(found.proof, nothing),
+        )  # fmt: skip
+
+
+def _origin(problem: Any) -> Pair:
+    """The point of the bounds nearest to 0, and no multipliers."""
+    with precision_scope(problem):
+        zero = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), problem.pair_shapes())
+        return Pair(jnp.clip(zero.x, problem.lower, problem.upper), zero.y)
+
+
+@jax.jit
+def _judge(problem: Any, pair: Pair) -> Optimality:
+    return problem.optimality(pair)
+
+
+@jax.jit
+def _rays(problem: Any, direction: Pair) -> Any:
+    return problem.rays(direction)
+
+
+def _code(status: Status) -> Any:
+    return np.asarray(int(status), np.int32)

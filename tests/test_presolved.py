@@ -1,0 +1,120 @@
+"""`run(presolve=True)`: the same answers as without, judged on the original data, whatever postsolve does to a pair."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import pdopt
+from pdopt.errors import InvalidOption
+from pdopt.problems.presolve import Presolved
+from pdopt.run import timed_run
+from pdopt.types import Pair, Status
+from tests.problems.test_presolve import exact, random_program
+
+INF = np.inf
+
+
+@pytest.mark.parametrize("maximise", (False, True))
+def test_the_optimum_is_the_originals(maximise):
+    lp = random_program(1, maximise)
+    report = timed_run(lp, presolve=True, tolerance=1e-8)
+    solution = report.solution
+    assert solution.reason is Status.OPTIMAL and report.note == ""
+    assert report.presolve.rows + report.presolve.columns > 0 and report.seconds.presolve > 0
+    assert float(solution.objective) == pytest.approx(lp.sense * exact(lp.minimised())[1], abs=1e-6)
+    found = lp.optimality(solution.pair)
+    assert float(found.residuals.error) == pytest.approx(float(solution.residuals.error), rel=1e-3)
+    assert float(solution.residuals.error) <= 1e-8
+    np.testing.assert_allclose(found.proof, solution.certificate.z, atol=1e-12)
+    plain = pdopt.run(lp, tolerance=1e-8)
+    assert float(plain.objective) == pytest.approx(float(solution.objective), abs=1e-6)
+
+
+def test_a_pair_that_postsolve_spoils_is_mended(monkeypatch):
+    lp, honest = random_program(1), Presolved.postsolve
+    seen = []
+
+    def spoilt(self, pair):
+        seen.append(pair)
+        back = honest(self, pair)
+        return Pair(back.x, back.y + 1e-2) if len(seen) == 1 else back
+
+    monkeypatch.setattr(Presolved, "postsolve", spoilt)
+    once = timed_run(lp, presolve=True, tolerance=1e-6)
+    assert once.solution.reason is Status.OPTIMAL and len(seen) == 2 and once.note == ""
+
+    monkeypatch.setattr(Presolved, "postsolve", lambda self, pair: Pair(honest(self, pair).x, honest(self, pair).y + 1))
+    always = timed_run(lp, presolve=True, tolerance=1e-6)
+    assert always.solution.reason is Status.OPTIMAL and "without presolve" in always.note
+    assert float(lp.residuals(always.solution.pair).error) <= 1e-6
+
+    def lost(self, pair):
+        raise ArithmeticError("HiGHS's postsolve answered kError")
+
+    monkeypatch.setattr(Presolved, "postsolve", lost)
+    without = timed_run(lp, presolve=True, tolerance=1e-6)
+    assert without.solution.reason is Status.OPTIMAL and "kError" in without.note
+
+
+def test_nothing_left_is_no_iteration():
+    lp = pdopt.LinearProgram([1.0, 1.0], [[1.0, 0.0]], [2.0], [INF], [0.0, 3.0], [9.0, 9.0], dtype=jnp.float32)
+    report = timed_run(lp, presolve=True)
+    solution = report.solution
+    assert report.presolve.found == "empty" and solution.reason is Status.OPTIMAL and int(solution.iterations) == 0
+    np.testing.assert_allclose(solution.x, [2.0, 3.0])
+    np.testing.assert_allclose(solution.y, [1.0])
+    assert float(solution.objective) == float(solution.dual_objective) == 5.0
+
+
+def test_infeasible_by_presolve_has_the_status_and_no_certificate():
+    lp = pdopt.LinearProgram([1.0, 1.0], [[1.0, 1.0], [1.0, -1.0]], [50.0, 0.0], [60.0, 0.0], [0.0] * 2, [9.0] * 2,
+                             dtype=jnp.float32)  # fmt: skip
+    report = timed_run(lp, presolve=True)
+    assert report.solution.reason is Status.PRIMAL_INFEASIBLE and report.solution.certificate is None
+    assert "no ray" in report.note and float(report.solution.residuals.worst) == 50.0
+    proved = timed_run(lp)
+    assert proved.solution.reason is Status.PRIMAL_INFEASIBLE and float(jnp.abs(proved.solution.certificate.ray.y).max()) == 1
+
+
+@pytest.mark.parametrize("c", ((-1.0, 0.0, 0.0), (1.0, 0.0, 0.0)))
+def test_unbounded_and_open_problems_are_proved_on_the_original(c):
+    lp = pdopt.LinearProgram(list(c), [[1.0, -1.0, 0.0], [1.0, 1.0, 1.0]], [0.0, 2.0], [INF, INF],
+                             [0.0] * 3, dtype=jnp.float32)  # fmt: skip
+    with_, without = timed_run(lp, presolve=True).solution, timed_run(lp).solution
+    assert with_.reason is without.reason
+    if with_.reason is Status.DUAL_INFEASIBLE:
+        assert bool(lp.rays(with_.certificate.ray).dual_infeasible)
+
+
+def test_limits_are_of_the_whole_run():
+    lp = random_program(1)
+    report = timed_run(lp, presolve=True, tolerance=1e-12, max_iterations=64)
+    assert report.solution.reason in (Status.ITERATION_LIMIT, Status.OPTIMAL)
+    assert int(report.solution.iterations) <= 64
+    late = timed_run(lp, presolve=True, tolerance=1e-12, time_limit=1e-3)
+    assert late.solution.reason in (Status.TIME_LIMIT, Status.OPTIMAL)
+    assert np.isfinite(late.solution.x).all()
+
+
+def test_interrupted_and_resumed(tmp_path):
+    lp = random_program(1)
+    whole = timed_run(lp, presolve=True, tolerance=1e-9)
+    first = timed_run(lp, presolve=True, tolerance=1e-9, max_iterations=64, checkpoint=tmp_path / "run")
+    if first.solution.reason is Status.OPTIMAL:
+        pytest.skip("solved within the first block")
+    again = timed_run(lp, presolve=True, tolerance=1e-9, checkpoint=tmp_path / "run", resume=True)
+    assert again.solution.reason is Status.OPTIMAL
+    np.testing.assert_allclose(again.solution.x, whole.solution.x, atol=1e-7)
+    assert int(again.solution.iterations) >= 64 and any((tmp_path / "run").glob("reduced*"))
+
+
+def test_a_start_goes_through(tmp_path):
+    lp = random_program(1)
+    whole = timed_run(lp, presolve=True, tolerance=1e-8).solution
+    again = timed_run(lp, presolve=True, tolerance=1e-7, start=whole).solution
+    assert again.reason is Status.OPTIMAL and int(again.iterations) <= int(whole.iterations) // 2
+
+
+def test_bad_options_are_refused():
+    with pytest.raises(InvalidOption, match="resume needs checkpoint"):
+        timed_run(random_program(1), presolve=True, resume=True)
