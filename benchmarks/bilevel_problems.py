@@ -105,6 +105,8 @@ def dataset(name: str) -> tuple[np.ndarray, np.ndarray]:
     """Features and labels -1, 1: `breast_cancer`, `digits` (3 against 8) or `diabetes` (above the median or not)."""
     from sklearn import datasets
 
+    found: Any
+
     if name == "digits":
         found = datasets.load_digits()
         kept = np.isin(found.target, (3, 8))

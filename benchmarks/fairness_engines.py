@@ -144,16 +144,17 @@ class Cooper:
 
     def prepare(self, row: Row, seed: int, wide: bool) -> Run:
         """A torch module and `roll`."""
-        import cooper  # pyright: ignore[reportMissingImports]
+        import cooper as cooper_package  # pyright: ignore[reportMissingImports]
         import torch
         from cooper.optim import nuPI  # pyright: ignore[reportMissingImports]
         from cooper.optim.torch_optimizers import nupi_optimizer  # pyright: ignore[reportMissingImports]
 
+        cooper: Any = cooper_package  # its own names are not marked as public
         dtype = torch.float64 if wide else torch.float32
         features = torch.tensor(self.data["features"], dtype=dtype)
         target = torch.tensor(self.data["approved"], dtype=dtype)
         minority = torch.tensor(self.data["minority"])
-        model = torch.nn.Sequential(
+        model: Any = torch.nn.Sequential(
             torch.nn.Linear(features.shape[1], HIDDEN), torch.nn.Tanh(), torch.nn.Linear(HIDDEN, 1)
         ).to(dtype)
         first = first_weights(features.shape[1], seed)

@@ -3,8 +3,8 @@
     reduced = presolve(problem);   pair = postsolve(solve(reduced));   residuals(problem, pair) <= tolerance ?
 
 Postsolve can enlarge what is left of the residuals, so a pair is called optimal only by its residuals on the original
-data. Where they are too large the reduced problem is solved again, `TIGHTER` times more accurately, and if that does not
-do, the original problem is solved from the pair in hand: presolve may cost time, never the answer.
+data. Where they are too large the reduced problem is solved again to `TIGHTER` times the tolerance, and if that does
+not do, the original problem is solved from the pair in hand: presolve may cost time, never the answer.
 """
 
 import math
@@ -89,7 +89,7 @@ def presolved_run(
         budget.add(report)
         return report
 
-    def end(report: Report, solution: Solution, note: str = "") -> Report:
+    def end(report: Report, solution: Any, note: str = "") -> Report:
         count = np.asarray(budget.iterations, np.int32)
         spent = Seconds(budget.compile, budget.solve, seconds)
         return Report(solution.replace(iterations=count), spent, report.signal, removed, note)
@@ -131,7 +131,8 @@ def _reduced(
         try:
             solution = judged(problem, made.postsolve(inner))
         except ArithmeticError as error:
-            return report._replace(solution=judged(problem, _origin(problem))), None, f"Solved without presolve: {error}."
+            report = report._replace(solution=judged(problem, _origin(problem)))
+            return report, None, f"Solved without presolve: {error}."
         error = float(solution.residuals.error)
         report = report._replace(solution=solution)
         if error <= tolerance:
@@ -177,7 +178,7 @@ def _ray(problem: Any, made: Presolved, report: Report, status: Status) -> tuple
     return report, solution.replace(status=_code(status), certificate=proof), ""
 
 
-def judged(problem: Any, pair: Pair) -> Solution:
+def judged(problem: Any, pair: Pair) -> Any:
     """A pair as a solution that still runs: residuals, objectives and reduced costs on the problem's own data."""
     with precision_scope(problem):
         pair = Pair(*(jnp.asarray(part, problem.c.dtype) for part in pair))

@@ -100,7 +100,8 @@ def run(
     """
     return timed_run(
         problem, method, start=start, tolerance=tolerance, max_iterations=max_iterations, time_limit=time_limit,
-        progress=progress, checkpoint=checkpoint, checkpoint_every=checkpoint_every, resume=resume, history=history, presolve=presolve,
+        progress=progress, checkpoint=checkpoint, checkpoint_every=checkpoint_every, resume=resume, history=history,
+        presolve=presolve,
     ).solution  # fmt: skip
 
 
@@ -135,11 +136,11 @@ def timed_run(
     with precision_scope(problem):
         if hasattr(method, "admit"):
             method.admit(problem)
-        tolerance, limit = checked_options(problem, tolerance, max_iterations, "none", history)
+        reach, limit = checked_options(problem, tolerance, max_iterations, "none", history)
         _require_single(problem)
         if presolve:
 
-            def drive(
+            def one(
                 problem: Any, start: Any, tolerance: float, most: int, seconds: float, folder: Path | None, first: bool
             ) -> Report:
                 again = resume and folder is not None and (first or folder.is_dir())
@@ -150,8 +151,8 @@ def timed_run(
                 )  # fmt: skip
 
             first = checked_start(problem, start)
-            return presolved_run(drive, problem, first, float(tolerance), int(limit), limit_s, checkpoint, clock)
-        program = _Program(problem, method, checked_start(problem, start), tolerance, limit, history)
+            return presolved_run(one, problem, first, float(reach), int(limit), limit_s, checkpoint, clock)
+        program = _Program(problem, method, checked_start(problem, start), reach, limit, history)
         listener = _listener(progress)
         with open_folder(checkpoint, problem, method, resume) as folder, stop_flag() as flag:
             saver = None if folder is None else Saver(folder, checkpoint_every, clock)

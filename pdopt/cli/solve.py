@@ -110,8 +110,11 @@ class SolveOutcome(Outcome):
             ("objective", format_number(self.objective, ".10g")),
             ("dual objective", format_number(self.dual_objective, ".10g")),
             ("worst violation", format_number(self.worst, ".2e")),
-            *((f"{what} removed", format_number(self.presolve[what]))
-              for what in ("rows", "columns") if self.presolve and self.presolve[what]),
+            *(
+                (f"{what} removed", format_number(self.presolve[what]))
+                for what in ("rows", "columns")
+                if self.presolve and self.presolve[what]
+            ),
             ("iterations", format_number(self.iterations)),
             *((f"{name} (s)", format_number(value, ".3f")) for name, value in self.seconds.items() if value),
         ]

@@ -211,7 +211,8 @@ class LVHBA:
         free = 1 / (norms.upper / penalty + 2 * norms.lower + 1 / self.gamma1)
         alpha = jnp.minimum(free, eta) if self.alpha is None else self.alpha
         beta = jnp.minimum(eta, self.gamma2) if self.beta is None else self.beta
-        return Sizes(*(jnp.asarray(size, dtype) for size in (alpha, beta, eta)), norms)
+        alpha, beta, eta = (jnp.asarray(size, dtype) for size in (alpha, beta, eta))
+        return Sizes(alpha, beta, eta, norms)
 
     def largest_eta(self, norms: Norms) -> Any:
         """The bound of `eta`."""

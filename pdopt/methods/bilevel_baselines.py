@@ -166,7 +166,7 @@ class ValuePenalty:
         theta = jax.lax.stop_gradient(jax.lax.fori_loop(0, self.inner_steps, inner, y))
         slope = jax.grad(lambda u: program.upper(*u, *program.args))(state.x)
         barrier = jax.grad(lambda u: f(*u) - f(u.upper, theta))(state.x)
-        square, across = optax.tree.vdot(barrier, barrier), optax.tree.vdot(slope, barrier)
+        square, across = (jnp.asarray(optax.tree.vdot(each, barrier)) for each in (barrier, slope))
         weight = jnp.maximum(self.share * square - across, 0) / jnp.where(square > 0, square, 1)
         moved = less(state.x, jax.tree.map(lambda a, b: a + weight * b, slope, barrier), self.stepsize)
         after = state._replace(x=Levels(program.X.project(moved.upper), program.Y.project(moved.lower)))

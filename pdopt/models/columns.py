@@ -50,7 +50,7 @@ def _forward(q: Any, k: Any, v: Any, mask: Any, scale: float) -> tuple[Any, Any]
 
 def _backward(scale: float, kept: Any, cotangent: Any) -> tuple[Any, Any, Any, None]:
     q, k, v, mask, weights, total, found = kept
-    kv_heads, scale = k.shape[2], jnp.asarray(scale, q.dtype)
+    kv_heads, factor = k.shape[2], jnp.asarray(scale, q.dtype)
     turned = lambda x: x.swapaxes(2, 3)
     share = _queries(cotangent.astype(jnp.float32), kv_heads) / total
     dv = _product(weights.astype(v.dtype), turned(share).astype(v.dtype))
@@ -60,8 +60,8 @@ def _backward(scale: float, kept: Any, cotangent: Any) -> tuple[Any, Any, Any, N
     # The barrier keeps the sum out of the loop over all scores, where it would be made again for every key.
     level = lax.optimization_barrier(jnp.sum(found * share, axis=2, keepdims=True))
     slope = (weights * (_product(v.transpose(0, 2, 1, 3), share.astype(v.dtype)) - level)).astype(k.dtype)
-    dk = _product(slope, turned(_queries(q * scale, kv_heads)))
-    dq = _product(k.transpose(0, 2, 3, 1), slope) * scale
+    dk = _product(slope, turned(_queries(q * factor, kv_heads)))
+    dq = _product(k.transpose(0, 2, 3, 1), slope) * factor
     keys = lambda x, like: x.transpose(0, 2, 1, 3).astype(like.dtype)
     return _tokens(dq, q.shape).astype(q.dtype), keys(dk, k), keys(dv, v), None
 

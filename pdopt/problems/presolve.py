@@ -78,7 +78,7 @@ class Presolved:
             return self.original.flip(Pair(*(np.asarray(part, dtype) for part in pair)))
         import highspy
 
-        given = highspy.HighsSolution()
+        given: Any = highspy.HighsSolution()
         given.value_valid = given.dual_valid = True
         if self.found == REDUCED:
             lp = self.problem
@@ -142,7 +142,7 @@ def presolve(problem: Any) -> Presolved:
     return Presolved(found, None if found == EMPTY else original, problem, highs)
 
 
-def _matrix(lp: LinearProgram) -> sp.csc_matrix:
+def _matrix(lp: Any) -> Any:
     """The matrix in float64, by columns."""
     A = lp.A
     if hasattr(A, "row"):
@@ -151,7 +151,7 @@ def _matrix(lp: LinearProgram) -> sp.csc_matrix:
     return sp.csc_matrix(np.asarray(A.entries, np.float64))
 
 
-def _model(highspy: Any, lp: LinearProgram) -> Any:
+def _model(highspy: Any, lp: Any) -> Any:
     """The program in HiGHS's form; rows and columns are named by their place, which tells later what is left."""
     made, A = highspy.HighsLp(), _matrix(lp)
     made.num_row_, made.num_col_ = A.shape

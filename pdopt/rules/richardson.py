@@ -7,6 +7,7 @@ a change of the active set: what the levels change must shrink from point to poi
 that changes more than what came before it is not taken.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ class Extrapolated(NamedTuple):
     order: Any
 
 
-def richardson(points: tuple[Any, ...], ratio: Any) -> Extrapolated:
+def richardson(points: Sequence[Any], ratio: Any) -> Extrapolated:
     """Extrapolate a sequence of two or more pytrees, oldest first; NaN stands for points that do not exist yet.
 
     Three points are the least that can show a path to be smooth: from two the newest is returned as it is, and its
