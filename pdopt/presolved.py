@@ -129,7 +129,7 @@ def _reduced(
         if status.proved:
             return _ray(problem, made, report, status)
         try:
-            solution = judged(problem, made.postsolve(inner))
+            solution = judged(problem, made.postsolve(inner)).replace(history=report.solution.history)
         except ArithmeticError as error:
             report = report._replace(solution=judged(problem, _origin(problem)))
             return report, None, f"Solved without presolve: {error}."

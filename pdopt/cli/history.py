@@ -14,8 +14,8 @@ _CURVES = {"primal": ("#0072B2", "-"), "dual": ("#D55E00", "--"), "gap": ("#009E
 
 
 def table(history: Any) -> np.ndarray:
-    """The rows in use of `solution.history`, `(checks, 6)`, columns `pdopt.HISTORY`."""
-    return np.asarray(history.rows)[: int(history.used)]
+    """The rows in use of `solution.history`, `(checks, 6)`, columns `pdopt.HISTORY`; none where presolve left none."""
+    return np.zeros((0, len(HISTORY))) if history is None else np.asarray(history.rows)[: int(history.used)]
 
 
 def write_rows(path: Path, history: Any) -> None:

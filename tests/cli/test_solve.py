@@ -33,7 +33,7 @@ def two(tmp_path):
 
 
 def test_the_summary(two, capsys):
-    assert execute(["solve", str(two), "--quiet"]) == 0
+    assert execute(["solve", str(two), "--quiet", "--no-presolve"]) == 0
     shown = capsys.readouterr()
     assert shown.err == ""
     lines = shown.out.splitlines()
@@ -46,6 +46,17 @@ def test_the_summary(two, capsys):
         assert float(words[name]) >= 0
 
 
+def test_what_presolve_removed_is_said(two, tmp_path, capsys):
+    assert execute(["solve", str(two), "--quiet"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    words = {line.split("  ")[0]: line.split()[-1] for line in lines if line}
+    assert (words["rows removed"], words["columns removed"], words["iterations"]) == ("1", "2", "0")
+    assert float(words["objective"]) == -3.5
+    (tmp_path / "none.mps").write_text(TWO.replace("UP u x 3", "LO u x 9"))
+    assert execute(["solve", str(tmp_path / "none.mps"), "--quiet"]) == 4
+    assert "HiGHS's presolve found" in capsys.readouterr().out
+
+
 def test_the_object_is_the_librarys_answer(two, capsys):
     lp = pdopt.read_mps(two)
     for options, method, tolerance in (
@@ -55,7 +66,7 @@ def test_the_object_is_the_librarys_answer(two, capsys):
     ):
         assert execute(["solve", str(two), "--json", "--quiet", *options]) == 0
         found = json.loads(capsys.readouterr().out)
-        solution = pdopt.run(lp, method, tolerance=tolerance)
+        solution = pdopt.run(lp, method, tolerance=tolerance, presolve=True)
         assert found["objective"] == float(solution.objective)
         assert found["dual_objective"] == float(solution.dual_objective)
         assert found["iterations"] == int(solution.iterations)
@@ -91,7 +102,7 @@ def test_the_solution_file_reads_back(two, tmp_path, capsys):
 def test_history_and_plot(two, tmp_path, capsys):
     rows, picture = tmp_path / "rows.csv", tmp_path / "picture.png"
     options = ["--tolerance", "1e-12", "--history", str(rows), "--plot", str(picture), "--json", "--quiet"]
-    assert execute(["solve", str(two), *options]) == 0
+    assert execute(["solve", str(two), *options, "--no-presolve"]) == 0
     found = json.loads(capsys.readouterr().out)
     with rows.open() as file:
         read = list(csv.DictReader(file))
@@ -101,6 +112,10 @@ def test_history_and_plot(two, tmp_path, capsys):
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "picture.csv").read_text() == rows.read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["picture.csv", "picture.png", "rows.csv", "two.mps"]
+
+    assert execute(["solve", str(two), *options]) == 0  # presolve leaves nothing to iterate on
+    assert json.loads(capsys.readouterr().out)["presolve"] == {"found": "empty", "rows": 1, "columns": 2}
+    assert len(rows.read_text().splitlines()) == 1
 
 
 def test_an_empty_history_and_odd_numbers_are_drawn(tmp_path):

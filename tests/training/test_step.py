@@ -135,9 +135,10 @@ def test_parts_add_up_to_the_whole(loss, cut):
     number = POLICY_LOSSES.index(loss)
     (value, whole), (other, parts) = cut(number, 8), cut(number, 2)
     assert float(other) == pytest.approx(float(value), abs=1e-6)
-    assert float(optax.tree.norm(whole)) > 1e-3
+    size = float(optax.tree.norm(whole))
+    assert size > 1e-3
     for mine, theirs in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
-        np.testing.assert_allclose(mine, theirs, atol=1e-6)
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-6 * max(1.0, size))
 
 
 @pytest.mark.slow
