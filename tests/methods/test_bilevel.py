@@ -30,7 +30,7 @@ def feasible(x, y, data):
     return max(abs(float(data["a"] @ y - 1 - x[0])), float(np.max(data["D"] @ y + data["E"] @ x - data["e"])))
 
 
-@pytest.mark.parametrize("seed", [1, 3])
+@pytest.mark.parametrize("seed", [1, 4])
 def test_solutions_are_those_of_the_slow_twin(seed):
     data = family.draw(seed)
     solution = pdopt.solve(family.program(data), METHOD, **OPTIONS)
@@ -49,7 +49,7 @@ def test_solutions_are_those_of_the_slow_twin(seed):
 
 @pytest.mark.slow
 def test_a_batch_equals_the_loop():
-    draws = [family.draw(seed) for seed in (1, 3)]
+    draws = [family.draw(seed) for seed in (1, 4)]
     program = family.program(draws[0])
     stacked = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *draws)
 
