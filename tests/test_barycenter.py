@@ -98,6 +98,7 @@ def test_derivatives_equal_finite_differences(debiased, epsilon):
             assert float(jnp.vdot(got[k], moved)) == pytest.approx(float(expected), abs=1e-6), (which, k)
 
 
+@pytest.mark.slow
 def test_forward_mode_batches_and_jit_agree_with_backward():
     of_w = lambda w: found(weights=w).x
     backward, forward = jax.jit(jax.jacrev(of_w))(W), jax.jit(jax.jacfwd(of_w))(W)

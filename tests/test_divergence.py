@@ -82,6 +82,7 @@ def test_derivatives_equal_finite_differences():
         assert float(jnp.vdot(slopes[k], moved)) == pytest.approx(float(expected), abs=1e-6), k
 
 
+@pytest.mark.slow
 def test_one_support_takes_its_cost_thrice_and_others_are_named():
     line = (np.arange(4.0)[:, None] - np.arange(4.0)) ** 2
     a, b = np.array([0.7, 0.1, 0.1, 0.1]), np.array([0.1, 0.1, 0.1, 0.7])

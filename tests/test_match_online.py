@@ -83,6 +83,7 @@ def test_batches_of_graphs_keys_and_paths_equal_loops() -> None:
     np.testing.assert_array_equal(many.reward[:4], few.reward)
 
 
+@pytest.mark.slow
 def test_jit_changes_nothing() -> None:
     graph = random_graph(4, 3, 4, np.float32)
     run = lambda: pdopt.match_online(graph, pdopt.Balance(), KEY, paths=2, record=True)

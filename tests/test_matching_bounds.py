@@ -28,6 +28,7 @@ def tiny(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("seed", range(8))
+@pytest.mark.slow
 def test_the_chain_on_tiny_graphs(seed: int) -> None:
     """optimum <= stochastic configuration <= configuration <= matching, each certified from both sides.
 
@@ -108,6 +109,7 @@ def test_rounds_do_not_compile() -> None:
 
 
 @pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.slow
 def test_float32(name: str) -> None:
     """The default tolerance is 1e-4; the certificate is summed in float64 whatever the solver's type."""
     p, weights = tiny(1)

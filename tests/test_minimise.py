@@ -73,6 +73,7 @@ def test_what_a_run_ends_as(changes: dict[str, Any], status: Status) -> None:
         np.testing.assert_array_equal(found.x, [3, -1])
 
 
+@pytest.mark.slow
 def test_a_function_that_fails_on_the_way_is_walked_around() -> None:
     """NaN beyond a wall between start and solution's side: the line search stays on the finite side."""
     found = solve_family(start=(-3.0, 5.0), wall=0.6)

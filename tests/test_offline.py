@@ -42,6 +42,7 @@ def test_the_sampled_dual_of_the_matching():
         np.testing.assert_allclose(found.multipliers, PRICES["C"], atol=2e-3)
 
 
+@pytest.mark.slow
 def test_hindsight_programs_are_those_of_highs():
     """Three paths of A: every request a variable in [0, 1], as HiGHS sees them."""
     with jax.enable_x64(True):
@@ -58,6 +59,7 @@ def test_hindsight_programs_are_those_of_highs():
             assert float(alone.value) == pytest.approx(float(found.value[p]), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_any_prices_bound_any_policy():
     """Weak duality on A, B and C: dual values at random prices against what an online path earned on the requests."""
     rng = np.random.default_rng(0)

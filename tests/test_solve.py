@@ -215,6 +215,7 @@ def sparse_lp(seed, values=None):
     return make(data | {"A": A}), data
 
 
+@pytest.mark.slow
 def test_vmap_over_the_values_of_a_sparse_matrix_equals_a_loop_and_the_dense_twin():
     lp, data = sparse_lp(3)
     values = lp.A.values * jnp.asarray(np.random.default_rng(3).uniform(0.8, 1.2, size=(3, lp.A.values.size)))

@@ -60,6 +60,7 @@ def test_gradients_through_solve_equal_finite_differences(loss):
         assert float(jnp.vdot(slopes[k], moved)) == pytest.approx(float(expected), abs=1e-6), k
 
 
+@pytest.mark.slow
 def test_second_derivatives_of_the_value_follow_from_the_potentials():
     of_x = lambda x: objective(x, *POINT[1:])
     v = jnp.asarray(moves()[0])
@@ -92,6 +93,7 @@ def test_unbalanced_weights_have_a_slope():
     )
 
 
+@pytest.mark.slow
 def test_the_weight_of_one_side_alone_moves_the_potentials():
     of = jax.jit(lambda rho: jnp.sum(solved(X, unbalanced=(rho, np.inf)).x.todense() ** 2))
     rho, t = jnp.asarray(0.8), 1e-4
@@ -104,6 +106,7 @@ def test_gradient_none_gives_constants():
     assert not jnp.any(jax.grad(loss)(POINT[0]))
 
 
+@pytest.mark.slow
 def test_float32_gradients_are_near():
     x = X.astype(np.float32)
     slope = jax.grad(lambda x: solved(x, tolerance=1e-5).objective)(x)

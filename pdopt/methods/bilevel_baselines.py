@@ -125,8 +125,9 @@ class ValuePenalty:
         >>> program = pdopt.BilevelProgram(
         ...     upper=lambda x, y: (x - 1) ** 2 + y**2, lower=lambda x, y: (y - x) ** 2 / 2, start=(0.0, 0.0),
         ...     dtype=jnp.float32)
-        >>> print(pdopt.solve(program, ValuePenalty(0.05), max_iterations=2000).x.upper.round(1))
-        0.5
+        >>> found = pdopt.solve(program, ValuePenalty(0.05), max_iterations=500)  # near the optimum, 0.5, and no nearer
+        >>> print(found.reason, found.objective.round(1))
+        iteration_limit 0.5
     """
 
     stepsize: Any = 0.01

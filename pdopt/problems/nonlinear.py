@@ -136,8 +136,8 @@ class NonlinearProgram:
 
     def pair_shapes(self) -> Pair:
         """Shapes and types of a pair of this problem."""
-        shapes = jax.eval_shape(lambda x: Pair(x, self.violation(x)), self.start)
-        return shapes
+        with precision_scope(self):
+            return jax.eval_shape(lambda x: Pair(x, self.violation(x)), self.start)
 
     def inside(self, pair: Pair) -> Pair:
         """A pair moved into its sets: x between its bounds, multipliers of inequalities >= 0; None for 0."""

@@ -40,8 +40,7 @@ class Measured:
 
     def __call__(self, y: Any, u: Any, step: Any) -> Any:
         """`move(y, u, step)` where u is a number, y elsewhere; one array."""
-        absent = jnp.isnan(u)
-        return jnp.where(absent, y, self.move(y, jnp.where(absent, 0, u), step))
+        return jnp.where(jnp.isnan(u), y, self.move(y, u, step))
 
 
 @record

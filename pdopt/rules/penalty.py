@@ -54,6 +54,7 @@ def nocedal_wright(schedule: Schedule, broken: Any, growth: Any, shrink: Any) ->
     good = broken <= schedule.eta
     first = ~jnp.isfinite(schedule.eta)  # the first step moves the multipliers whatever V is
     penalty = jnp.where(good, schedule.penalty, growth * schedule.penalty)
-    eta = jnp.where(good & ~first, schedule.eta * penalty**-0.9, penalty**-0.1)
-    omega = jnp.where(good, schedule.omega, 1) / penalty
+    size = jnp.maximum(penalty, 10)  # below 1 its powers would loosen what they are to tighten
+    eta = jnp.where(good & ~first, schedule.eta * size**-0.9, size**-0.1)
+    omega = jnp.where(good, schedule.omega, 1) / size
     return Schedule(penalty, broken, eta, omega)

@@ -37,6 +37,7 @@ def run(params, setting):
     return train(params, jax.random.key(1), traced(setting), TINY)
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_each_text_by_itself():
     """Token by token from the logits of one text at a time."""
     model, prompts = sharp(20.0), scenes.draw_prompts(jax.random.key(1), 3, 0.9)
@@ -48,6 +49,7 @@ def test_scores_are_those_of_each_text_by_itself():
         np.testing.assert_allclose(found.log_probs[p, g], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_samples_follow_the_model():
     """A model with one likely token a place: what is sampled is what the whole text makes most likely."""
     model, prompts = sharp(2000.0), scenes.draw_prompts(jax.random.key(1), 16, 0.9)
@@ -57,6 +59,7 @@ def test_samples_follow_the_model():
     assert float(jnp.mean(jnp.exp(scores.log_probs) > 0.5)) > 0.9
 
 
+@pytest.mark.slow
 def test_multipliers_answer_the_fresh_batch_by_the_saddle_step(reference):
     """A replay from the history alone: y' = clip(y + step (v + theta (v - v_1)), 0, cap), v of the same batch."""
     setting = ascent(0.5, theta=3.0, cap=2.0, start=(0.25, 0.0))

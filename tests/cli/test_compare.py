@@ -61,6 +61,7 @@ def stopped(recipe):
     return compare(read_variants(recipe), [0], say=lambda result: signal.raise_signal(signal.SIGINT))
 
 
+@pytest.mark.slow
 def test_a_stopped_comparison_goes_on_and_repeats_nothing(stopped, recipe, capsys, monkeypatch):
     assert (stopped.status, stopped.signal) == (Status.INTERRUPTED, signal.SIGINT)
     assert [result["method"] for result in stopped.results] == [comparing.TAUGHT]

@@ -21,6 +21,7 @@ def program(dtype: Any = np.float64, **changes: Any) -> pdopt.QuadraticProgram:
 
 
 @pytest.mark.parametrize("rho", [0.1, 1.0, 100.0])
+@pytest.mark.slow
 def test_the_minimiser_is_one_and_each_step_is_stationary_in_the_new_multipliers(rho: float) -> None:
     """`grad_x (f + penalty(y, v(x), rho)) = 0` at x', which is `grad f(x') - A'y' = 0` for the moved y'."""
     method = pdopt.AugmentedLagrangian(penalty=rho, growth=1.0)

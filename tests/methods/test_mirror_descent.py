@@ -109,6 +109,7 @@ def test_steps_fall_as_asked() -> None:
             np.testing.assert_allclose(visit.after.x, expected, rtol=1e-14)
 
 
+@pytest.mark.slow
 def test_the_zero_game_and_games_with_one_action() -> None:
     for payoff, value in (([[0.0, 0.0]], 0.0), ([[3.0]], 3.0), ([[1.0, 4.0]], 4.0), ([[1.0], [4.0]], 1.0)):
         for dtype in (np.float64, np.float32):

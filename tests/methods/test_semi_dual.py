@@ -97,6 +97,7 @@ def test_one_entry_a_column_is_unregularised_transport():
 
 
 @pytest.mark.parametrize(("k", "method"), [(1, pdopt.SemiDual()), (2, pdopt.SemiDual()), (2, pdopt.Dual())])
+@pytest.mark.slow
 def test_a_feasible_mixture_where_k_binds(k, method):
     """The mixture closes its rows; the k-sparse plan cannot, and says so; both values bound what they should."""
     problem, solution = solved(k, method, tolerance=1e-5)
@@ -170,6 +171,7 @@ def test_float32_and_the_end_of_its_precision():
     assert float(floor.residuals.error) < 1e-4
 
 
+@pytest.mark.slow
 def test_a_row_form_and_the_column_form_of_the_transpose_are_one():
     rule = pdopt.KSparse(GAMMA, 2, by="row")
     problem = pdopt.Transport(COST.T, regulariser=rule, dtype=jnp.float64)
@@ -181,6 +183,7 @@ def test_a_row_form_and_the_column_form_of_the_transpose_are_one():
     assert pdopt.solve(problem, start=turned, tolerance=2e-5).iterations == 0
 
 
+@pytest.mark.slow
 def test_slopes_of_the_value():
     """`d/da = f`, `d/db = g` (along zero-mean directions), `d/dC = T`, against differences of two solves."""
     for k in (None, 2):

@@ -76,6 +76,7 @@ def test_small_epsilon_tends_to_the_linear_program(wide):
 
 
 @pytest.mark.parametrize("kind", ["dense", "points", "grid", "low rank"])
+@pytest.mark.slow
 def test_every_cost_gives_the_answer_of_its_matrix(kind):
     rng = np.random.default_rng(0)
     line = ((np.arange(5)[:, None] - np.arange(4)) / 4) ** 2

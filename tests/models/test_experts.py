@@ -65,6 +65,7 @@ def test_no_gradient_flows_into_the_bias_and_no_optimiser_sees_it():
     assert len(jax.tree.leaves(nnx.state(model, RouterState))) == 3
 
 
+@pytest.mark.slow
 def test_training_with_the_bias_balances_and_the_forward_pass_changes_nothing():
     model, x = layer(), tokens(256)
     frozen = jax.tree.map(np.asarray, nnx.state(model))

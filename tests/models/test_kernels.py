@@ -148,7 +148,7 @@ def test_the_kernel_is_chosen_once_and_said(caplog):
     assert default_kernel(np.dtype("float16"), 60, "gpu") == "xla"
     assert default_kernel(np.dtype("float32"), 64, "tpu") == "splash"
     assert kernels.choose(CONFIG, None, jnp.float32) == "xla"
-    with pytest.raises(InvalidOption, match="kernel is 'flash'; expected one of xla, cudnn, splash"):
+    with pytest.raises(InvalidOption, match="kernel is 'flash'; expected one of xla, columns, cudnn, splash"):
         kernels.choose(CONFIG, "flash", jnp.float32)
 
 

@@ -49,6 +49,7 @@ def test_the_compiled_product_neither_turns_nor_copies_the_weights(rows):
 
 
 @pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.slow
 def test_packed_weights_are_those_of_the_model_turned(tied):
     config = DecoderConfig(**SIZES, tied=tied)
     model = Decoder(initialise(config, jax.random.key(0)), config)

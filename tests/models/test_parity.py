@@ -74,6 +74,7 @@ def test_logits_are_those_of_torch(name, folders):
     np.testing.assert_allclose(alone[0], found[0, 37:], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_scan_unrolled_and_remat_give_the_same_numbers_and_gradients(folders):
     folder, _ = folders("qwen3")
     tokens, mask, positions = as_jax(*families.padded_batch(40, 7))

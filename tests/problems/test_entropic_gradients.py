@@ -176,6 +176,7 @@ def test_potentials_and_plan_move_as_finite_differences_say(case):
 
 
 @pytest.mark.parametrize("case", ["dense", "points", "grid, empty bins", "unbalanced"])
+@pytest.mark.slow
 def test_the_plan_pulls_back_as_the_unrolled_loop_does(case):
     parts, problem = data(**CASES[case])
     weights = jnp.asarray(np.random.default_rng(5).normal(size=(N, M)))

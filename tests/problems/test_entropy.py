@@ -111,6 +111,7 @@ def test_sums_are_accurate():
     np.testing.assert_allclose(strided_sum(jnp.asarray(x[:, :10])), x[:, :10].astype(float).sum(1), rtol=3e-7)
 
 
+@pytest.mark.slow
 def test_a_grid_and_its_matrix_agree():
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):

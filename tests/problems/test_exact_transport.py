@@ -64,6 +64,7 @@ def test_uneven_masses_with_zeros_against_highs(name, wide):
 
 @pytest.mark.parametrize("metric", ["scalar", "deflated", "douglas_rachford"])
 @pytest.mark.parametrize("kind", ["lean", "average spectrum"])
+@pytest.mark.slow
 def test_metrics_reach_one_optimum(metric, kind):
     C = np.random.default_rng(5).uniform(0, 1, (20, 20)).astype(np.float32)
     method = pdopt.PDHG.lean(metric=metric) if kind == "lean" else pdopt.AverageSpectrum(metric=metric)
@@ -88,6 +89,7 @@ def test_a_cost_of_zeros():
     assert float(solution.objective) == 0.0
 
 
+@pytest.mark.slow
 def test_streamed_cost_equals_the_stored_one():
     rng = np.random.default_rng(2)
     x, y = rng.normal(size=(14, 2)), rng.normal(size=(9, 2))
@@ -114,6 +116,7 @@ def test_run_equals_solve_and_a_warm_start_takes_no_step():
     np.testing.assert_allclose(float(again.objective), float(solved.objective), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_vmap_equals_the_loop():
     made = [instance(seed, 14, 9, zeros=2) for seed in (0, 1, 2)]
     single = [pdopt.Transport(*(v.astype(np.float32) for v in data)) for data in made]
@@ -159,6 +162,7 @@ def test_c_transform_is_feasible_and_never_lowers_the_bound():
 
 
 @pytest.mark.parametrize("method", [pdopt.PDHG.lean(), pdopt.AverageSpectrum()], ids=["lean", "average spectrum"])
+@pytest.mark.slow
 def test_three_arrays_of_the_size_of_the_cost(method):
     """Arguments, results and temporaries of the whole compiled solve: C, the plan, one plan being made; and vectors."""
     n = 2000

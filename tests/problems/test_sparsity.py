@@ -198,6 +198,7 @@ def test_the_dual_is_below_the_semi_dual_and_falls_with_k():
         assert float(quadratic_value(quadratic, Potentials(f, best), 0.7)) == pytest.approx(semi, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_a_streamed_cost_gives_what_a_dense_one_gives(monkeypatch):
     monkeypatch.setattr("pdopt.problems.costs.WHOLE_ENTRIES", 20)
     monkeypatch.setattr("pdopt.problems.costs.BLOCK_ENTRIES", 30)

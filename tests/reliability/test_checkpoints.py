@@ -224,6 +224,7 @@ def test_without_orbax_description_of_the_tree_the_step_is_still_read_and_verifi
         assert_same(checkpoints.restore(TEMPLATE).state, state_at(1))
 
 
+@pytest.mark.slow
 def test_every_bit_flip_in_the_array_data_is_seen(tmp_path):
     """A sample of single-bit flips over the whole data file: the restored state is never wrong."""
     save_steps(tmp_path, steps=(1,), size=5000)

@@ -177,6 +177,7 @@ def masked(seen):
     return policy_step(plan, tiny.fixed(), tiny.state(LENGTH), seen)
 
 
+@pytest.mark.slow
 def test_row_70_truncated_completions_can_be_left_out():
     """What a truncated row holds, and what is gained by it beyond the mean, then reaches no gradient."""
     seen = tiny.experience()

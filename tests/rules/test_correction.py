@@ -56,6 +56,7 @@ def test_contracts_in_its_metric(seed, gamma):
             pair = after
 
 
+@pytest.mark.slow
 def test_the_opposite_sign_does_not_converge():
     A, c, b, _ = problem(1)
     with jax.enable_x64(True):

@@ -178,6 +178,7 @@ def test_new_data_and_new_floats_compile_once():
     assert _solve._cache_size() == before + 2
 
 
+@pytest.mark.slow
 def test_settings_sweep_as_a_vmap():
     lp = program()
     run = lambda rho: pdopt.solve(lp, pdopt.PDHG(Halpern(rho)), tolerance=1e-3)

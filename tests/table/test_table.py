@@ -312,7 +312,9 @@ def test_solves(method: str, problem: str, dtype: Any) -> None:
 
 @pytest.mark.parametrize(("method", "problem"), REFUSED)
 def test_refuses(method: str, problem: str) -> None:
-    with pytest.raises(UnsupportedProblem, match=r"view|definite|equality|free variables|expected Balancing"):
+    with pytest.raises(
+        UnsupportedProblem, match=r"view|definite|equality|free variables|expected Balancing|solves a BilevelProgram"
+    ):
         pdopt.solve(build(problem, 1, np.float64), METHODS[method].method)
 
 

@@ -72,6 +72,7 @@ def test_log_probs_are_those_of_the_training_pass(monkeypatch):
     np.testing.assert_array_equal(found.log_probs, found.sampler_log_probs)
 
 
+@pytest.mark.slow
 def test_a_window_in_the_cache_is_that_of_the_training_pass():
     """Prompt and text are longer than the window, so the oldest columns are hidden."""
     config = dataclasses.replace(small_model.CONFIG, window=6, local=(True, False))
@@ -122,6 +123,7 @@ def test_the_same_key_gives_the_same_texts_whatever_the_split_or_padding():
     assert len({tuple(row) for row in np.asarray(whole.tokens).tolist()}) == 6
 
 
+@pytest.mark.slow
 def test_rows_stop_at_eos_and_at_stop_sequences():
     model = small()
     tokens, valid = prompts(6)
