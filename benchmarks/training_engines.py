@@ -90,6 +90,7 @@ class Pdopt:
         """One step an order."""
         import jax
 
+        from pdopt.runtime.heap import give_back
         from pdopt.training.data import Position, next_batch
         from pdopt.training.feed import prompt_arrays
         from pdopt.training.rollout import generate, packed_weights
@@ -119,6 +120,7 @@ class Pdopt:
             self.state, report = policy_step(prepared.plan, self.fixed, self.state, seen)
             report = jax.device_get(report)
             say(**clock.read(), loss=float(report["loss"]), tokens=float(report["tokens"]))
+            give_back()  # as `train` does after a step that was compiled for
 
 
 class Trl:

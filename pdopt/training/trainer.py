@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from pdopt.errors import CheckpointError
+from pdopt.runtime.heap import AfterCompiling
 from pdopt.runtime.interrupts import StopFlag, stop_flag
 from pdopt.training.data import Position, next_batch, position_record, resume_position
 from pdopt.training.evaluating import Evaluation, evaluate_policy
@@ -142,6 +143,7 @@ class _Run:
         self.metrics: dict[str, float] = {}
         self.evaluation: Evaluation | None = None
         self.shapes: set[tuple[int, ...]] = set()
+        self.heap = AfterCompiling()
         self.seconds_before = 0.0
         self.began = time.monotonic()
         training = self.recipe.training
@@ -334,6 +336,7 @@ class _Run:
 
     def _collect(self) -> None:
         """Read what the step before has left, and tell the reporters."""
+        self.heap.look(len(self.shapes))
         if self.late is None:
             return
         step, report, host = self.late
