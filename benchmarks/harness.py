@@ -38,6 +38,7 @@ class Options(NamedTuple):
     data: Path = Path("../shared/data")
     source: str = "auto"
     families: tuple[str, ...] = ()
+    largest: int | None = None
 
 
 def run_all(
