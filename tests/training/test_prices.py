@@ -71,15 +71,18 @@ def test_a_run_moves_them_saves_them_and_goes_on_with_the_same_bits(tmp_path):
     byte_tokenizer(["0123456789+="], vocabulary=18, alphabet="seen").save_pretrained(tmp_path / "model")
     recipe = lambda name, steps: tiny.recipe(
         tmp_path / name, model={"path": str(tmp_path / "model"), "tokenizer": "", "balance": True},
-        training={"steps": steps, "supervised_steps": 3},
+        training={"steps": steps, "supervised_steps": 3, "supervised_rate": 1e-5},
+        # Weights that hardly move: what changes the loads of the policy's own texts is the prices.
+        optimiser={"learning_rate": 1e-5, "decay_steps": 8},
     )  # fmt: skip
-    whole = train(recipe("whole", 6))
+    whole = train(recipe("whole", 8))
     lines = [line for line in read_lines(tmp_path / "whole" / "metrics.jsonl") if "experts/load_max" in line]
-    assert len(lines) == 9, "supervised steps move them as well"
-    assert lines[-1]["experts/load_max"] < lines[0]["experts/load_max"] - 0.1
+    assert len(lines) == 11, "supervised steps move them as well"
+    own = [line["experts/load_max"] for line in lines[3:]]
+    assert np.mean(own[-2:]) < np.mean(own[:2]) - 0.1
     assert float(jnp.abs(whole.state.prices.y).max()) > 0
     train(recipe("cut", 1))
-    resumed = train(saved_recipe(tmp_path / "cut", ["training.steps=6"]), reporters=[], resume=True)
+    resumed = train(saved_recipe(tmp_path / "cut", ["training.steps=8"]), reporters=[], resume=True)
     for one, other in zip(jax.tree.leaves(whole.state.prices), jax.tree.leaves(resumed.state.prices), strict=True):
         np.testing.assert_array_equal(one, other)
     np.testing.assert_array_equal(whole.state.trainable["embed"], resumed.state.trainable["embed"])
