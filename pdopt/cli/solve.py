@@ -52,7 +52,8 @@ class SolveOutcome(Outcome):
         file: the model's file as the user named it; name: the model's own name.
         residuals, absolute: relative and absolute, by name (`primal`, `dual`, `gap`).
         seconds: read, presolve, compile, solve.
-        problem: rows, columns, nonzeros, and quadratic, those of a Q; presolve: what it found, the rows and columns it removed, None without it.
+        problem: rows, columns, nonzeros, and quadratic, those of a Q.
+        presolve: what it found, the rows and columns it removed, None without it.
         notes: what the reader did to the file; files: what was written.
     """
 

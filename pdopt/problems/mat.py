@@ -2,8 +2,9 @@
 
     min  x'Px/2 + q'x + r    subject to   l <= A x <= u,         P (n, n) symmetric, A (m + n, n)
 
-A number of size 1e20 is infinite, also one that misses it by rounding (some files have 9.999999999999966e19). The bounds of the variables stand as rows of an identity, the last n of A:
-they are split off. A file without that block has rows only, and free variables; a note says so.
+A number of size 1e20 is infinite, also one that misses it by rounding (some files have 9.999999999999966e19). The
+bounds of the variables stand as rows of an identity, the last n of A: they are split off. A file without that block has
+rows only, and free variables; a note says so.
 """
 
 from pathlib import Path
