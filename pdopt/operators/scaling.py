@@ -31,8 +31,8 @@ class Scaling:
 def equilibrate(operator: Any, ruiz: int, pock_chambolle: bool, curvature: Any = None) -> tuple[Any, Any]:
     """Row factors D `(m,)` and column factors E `(n,)`; zero rows and columns keep 1.
 
-    A `curvature` Q, `(n, n)`, is scaled by `E^-1` from both sides, so the columns of `[A; Q]` count: the larger of both
-    in a Ruiz pass (MPAX), their sum in that of Pock and Chambolle.
+    A `curvature` Q, `(n, n)`, is scaled by `E^-1` from both sides, so in a Ruiz pass the largest entry of a column of
+    `[A; Q]` counts (MPAX). The pass of Pock and Chambolle is about `|A_s|_2` and looks at A alone.
 
     Example:
         >>> from pdopt.operators.dense import Dense
@@ -47,9 +47,8 @@ def equilibrate(operator: Any, ruiz: int, pock_chambolle: bool, curvature: Any =
         row, column = factors
         scaled = operator.scale(1 / row, 1 / column)
         across = scaled.column_norms(kind)
-        if curvature is not None:
-            curved = curvature.scale(1 / column, 1 / column).column_norms(kind)
-            across = jnp.maximum(across, curved) if kind == "linf" else across + curved
+        if curvature is not None and kind == "linf":
+            across = jnp.maximum(across, curvature.scale(1 / column, 1 / column).column_norms(kind))
         return row * _root(scaled.row_norms(kind)), column * _root(across)
 
     factors = lax.fori_loop(0, ruiz, lambda _, f: shrink(f, "linf"), start) if ruiz else start

@@ -243,12 +243,18 @@ def _(lp: LinearProgram, scaling: Scaling) -> LinearSaddle:
 def _(qp: QuadraticProgram, scaling: Scaling) -> QuadraticSaddle:
     qp = qp.minimised()
     D, E = equilibrate(qp.A, scaling.ruiz, scaling.pock_chambolle, qp.Q)
-    linear = _scaled(qp.linear, D, E, scaling)
-    return QuadraticSaddle.make(linear, qp.Q.scale(linear.objective / linear.bound / E, 1 / E))
+    curvature = qp.Q.scale(1 / E, 1 / E)
+    linear = _scaled(qp.linear, D, E, scaling, jnp.max(curvature.row_norms("linf"), initial=0))
+    ones = jnp.ones_like(E)
+    return QuadraticSaddle.make(linear, curvature.scale(linear.objective / linear.bound * ones, ones))
 
 
-def _scaled(lp: LinearProgram, D: Any, E: Any, scaling: Scaling) -> LinearSaddle:
-    """The view of a minimisation with row factors D and column factors E."""
+def _scaled(lp: LinearProgram, D: Any, E: Any, scaling: Scaling, curved: Any = None) -> LinearSaddle:
+    """The view of a minimisation with row factors D and column factors E.
+
+    `curved` is the largest entry of the scaled Q of a quadratic program: with points of the size of the right-hand
+    sides its gradient is that much larger than c, and so is the objective's factor.
+    """
     scaled = lp.A.scale(1 / D, 1 / E)
     operator, row_order, column_order = scaled.ordered()
     c, rl, ru, l, u = lp.c / E, lp.row_lower / D, lp.row_upper / D, lp.lower * E, lp.upper * E
@@ -256,6 +262,7 @@ def _scaled(lp: LinearProgram, D: Any, E: Any, scaling: Scaling) -> LinearSaddle
     high, low = jnp.where(jnp.isfinite(ru), ru, 0), jnp.where(jnp.isfinite(rl) & (rl != ru), rl, 0)
     b_norm, c_norm = jnp.sqrt(jnp.sum(high * high) + jnp.sum(low * low)), jnp.linalg.norm(c)
     if scaling.bound_objective:
+        c_norm = c_norm if curved is None else c_norm + curved * (1 + b_norm)
         bound, objective, balance = 1 / (1 + b_norm), 1 / (1 + c_norm), one
     else:
         both = (b_norm > 0) & (c_norm > 0)
