@@ -64,7 +64,7 @@ def read_arrays(path: str | Path) -> Arrays:
         )
     )  # fmt: skip
     offset = _vector(path, "r", found.get("r", 0.0), 1, "it is a number")[0]
-    l, u = np.where(l <= -INFINITE, -np.inf, l), np.where(u >= INFINITE, np.inf, u)
+    l, u = (np.where(np.abs(side) >= INFINITE, np.copysign(np.inf, side), side) for side in (l, u))
     m = rows - n
     if m < 0 or (A[m:] != sp.eye_array(n, format="csr")).nnz:
         notes = ("the last rows of A are no identity: all are rows, and the variables are free",)

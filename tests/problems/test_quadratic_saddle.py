@@ -1,4 +1,4 @@
-"""The saddle view of quadratic programs: the bound on the curvature, the step, and the metric that makes it proximal."""
+"""The saddle view of quadratic programs: the bound on the curvature, the step, and the metric it is proximal in."""
 
 from typing import Any
 
