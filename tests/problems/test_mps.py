@@ -196,7 +196,7 @@ def test_core_set_equals_highs(name):
 
 @needs_data
 def test_quadratic_core_file_is_that_of_the_other_format():
-    """PRIMAL1 came to us twice, in fixed MPS and as a `.mat`: one program, up to the rounding of its right-hand sides."""
+    """PRIMAL1 came to us twice, in fixed MPS and as a `.mat`: one program, up to the rounding of its sides."""
     with pytest.raises(InvalidFile, match=r"line 3584.*read_qps"):
         read_mps(DATA / "core" / "primal1.mps.gz")
     one, other = read_qps(DATA / "core" / "primal1.mps.gz"), read_qps(DATA.parent / "qp" / "PRIMAL1.mat")
