@@ -29,7 +29,7 @@ from pdopt.operators.diagonal import Diagonal
 from pdopt.operators.norms import POWER_ITERATIONS
 from pdopt.types import Pair, record
 
-PRODUCTS = 64  # with Q, for its largest eigenvalue in the metric of its row sums
+PRODUCTS = 128  # with Q, for its largest eigenvalue in the metric of its row sums
 MARGIN = 1.05  # on that eigenvalue, which the products approach from below
 
 
@@ -103,8 +103,11 @@ class QuadraticSaddle:
         return self.prox(x - step / (1 + step * self.bound) * gradient, step)
 
     def bend(self, dx: Any, dslope: Any) -> Any:
-        """`dx'(H - Q)dx`, what the curvature adds to the metric; never negative but for rounding."""
-        return jnp.vdot(dx, self.bound * dx - dslope)
+        """`dx'(H - Q)dx >= 0`, what the curvature adds to the metric.
+
+        A negative number would be rounding, which a step size must not read as a crossing: it would shrink for good.
+        """
+        return jnp.maximum(jnp.vdot(dx, self.bound * dx - dslope), 0)
 
     def violation(self, x: Any) -> Any:
         """`-A x`."""
