@@ -78,7 +78,7 @@ def _(problem: Transport) -> Any:
 
 @default_method.register
 def _(problem: QuadraticProgram) -> PDHG:
-    return PDHG()
+    return PDHG.quadratic()
 
 
 @default_method.register

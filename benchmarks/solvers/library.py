@@ -24,7 +24,7 @@ def solve(data: LinearData, tolerance: float, limit: float, engine: str = "defau
     reported with both. There is no time limit inside the traced `solve`: the harness ends the process. The limit of a
     quadratic program is one of CPU seconds: it is given the iterations that fit, by the speed of the first ones.
     """
-    method = ENGINES[engine]()
+    method = pdopt.PDHG.quadratic() if data.Q is not None and engine == "default" else ENGINES[engine]()
     with jax.enable_x64(True):
         if id(data) not in _prepared:
             problem = _problem(data)

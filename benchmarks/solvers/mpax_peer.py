@@ -30,7 +30,7 @@ def solve(data: LinearData, tolerance: float, limit: float, engine: str = "r2HPD
     G = sp.vstack([data.A[low], -data.A[high]])
     h = np.concatenate([data.row_lower[low], -data.row_upper[high]])
     quadratic = () if data.Q is None else (BCOO.from_scipy_sparse(data.Q),)
-    make = mpax.create_lp if data.Q is None else mpax.create_qp
+    make: Any = mpax.create_lp if data.Q is None else mpax.create_qp
     problem = make(
         *quadratic, jnp.array(data.c), BCOO.from_scipy_sparse(data.A[equal]), jnp.array(data.row_lower[equal]),
         BCOO.from_scipy_sparse(sp.csr_matrix(G)), jnp.array(h), jnp.array(data.lower), jnp.array(data.upper),

@@ -33,7 +33,7 @@ def solve(data: LinearData, tolerance: float, limit: float) -> Answer:
         return solver.solve(raise_error=False)
 
     found, cpu, wall = timed(run)
-    status = STATUS.get(found.info.status, found.info.status)
+    status = STATUS.get(str(found.info.status), str(found.info.status))
     x, y = np.array(found.x, np.float64), -np.array(found.y, np.float64)
     whole = bool(np.isfinite(x).all() and np.isfinite(y).all())
     ray_x = np.array(found.dual_inf_cert) if status == "dual_infeasible" else None

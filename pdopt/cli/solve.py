@@ -184,7 +184,7 @@ def solve(
 
     report = timed_run(
         model.problem,
-        _method(method),
+        _method(method, linear),
         tolerance=tolerance,
         max_iterations=max_iterations,
         time_limit=time_limit,
@@ -261,10 +261,12 @@ def _check_writable(option: str, path: Path | None) -> None:
         raise InvalidOption(f"{option} is {path}, but the folder {path.parent} is not writable")
 
 
-def _method(name: str) -> Any:
+def _method(name: str, linear: bool) -> Any:
     from pdopt.methods.pdhg import PDHG
 
-    return {"pdhg": PDHG, "pdhg-constant": PDHG.constant, "pdhg-averaged": PDHG.averaged}[name]()
+    return {"pdhg": PDHG if linear else PDHG.quadratic, "pdhg-constant": PDHG.constant, "pdhg-averaged": PDHG.averaged}[
+        name
+    ]()
 
 
 def _describe(outcome: SolveOutcome, model: Any) -> None:
