@@ -63,7 +63,7 @@ def save(data: LinearData, path: Path) -> None:
 def load(path: Path) -> LinearData:
     """Read what `save` wrote."""
     with np.load(path) as f:
-        A = sp.csr_matrix((f["values"], f["indices"], f["indptr"]), shape=tuple(f["shape"]))
+        A: Any = sp.csr_matrix((f["values"], f["indices"], f["indptr"]), shape=tuple(f["shape"]))
         vectors = (f[name] for name in ("row_lower", "row_upper", "lower", "upper"))
         Q, n = None, A.shape[1]
         if "Q_values" in f.files:

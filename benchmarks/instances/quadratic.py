@@ -5,12 +5,13 @@ The files are read here once more, and not by `pdopt.read_qps`, which is one of 
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 from scipy.io import loadmat
 
-from benchmarks.data import Instance, make
+from benchmarks.data import Instance, LinearData, make
 
 INFINITE = 0.999e20  # some files have 9.999999999999966e19
 QUICK = 5_000  # nonzeros of A (bounds included) and P, as the reference table counts them
@@ -32,7 +33,8 @@ def quadratic_instances(folder: Path, full: bool, seed: int, source: str = "auto
 def read_mat(path: Path, objective: str = "") -> Instance:
     """`min x'Px/2 + q'x + r`, `l <= Ax <= u`; the last n rows of A are the bounds of the variables."""
     found = loadmat(path)
-    P, A = sp.csr_matrix(found["P"]), sp.csr_matrix(found["A"])
+    P: Any = sp.csr_matrix(found["P"])
+    A: Any = sp.csr_matrix(found["A"])
     n = P.shape[0]
     m = A.shape[0] - n
     if (A[m:] != sp.identity(n, format="csr")).nnz:
@@ -43,7 +45,7 @@ def read_mat(path: Path, objective: str = "") -> Instance:
     return Instance(path.stem, "maros-meszaros", with_curvature(data, P), "optimal", float(objective or "nan"))
 
 
-def with_curvature(data, Q):
+def with_curvature(data: LinearData, Q: Any) -> LinearData:
     """The data with `x'Qx/2` added to the objective."""
     Q = sp.csr_matrix(Q, dtype=np.float64)
     Q.eliminate_zeros()
