@@ -110,7 +110,10 @@ def test_the_map_is_firmly_nonexpansive_in_its_metric(seed: int) -> None:
             assert moved @ M @ moved <= moved @ M @ d + 1e-9 * np.abs(M).max()
 
 
-@pytest.mark.parametrize("stored", ["sparse A", "sparse Q", "both", "diagonal Q"])
+@pytest.mark.parametrize(
+    "stored",
+    [pytest.param(kind, marks=pytest.mark.slow) for kind in ("sparse A", "sparse Q")] + ["both", "diagonal Q"],
+)
 def test_slope_in_the_order_of_the_layout(stored: str) -> None:
     """A and Q in layouts of their own: `Q x` in the user's order is what the view's slope comes back as."""
     rng = np.random.default_rng(0)
