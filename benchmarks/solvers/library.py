@@ -1,4 +1,4 @@
-"""pdopt itself in float64: the three engines of `pdopt.PDHG`, as they are or behind presolve."""
+"""pdopt itself in float64: the engines of `pdopt.PDHG`, as they are or behind presolve; linear and quadratic."""
 
 import time
 from typing import Any
@@ -10,9 +10,11 @@ import numpy as np
 import pdopt
 from benchmarks.data import LinearData
 from benchmarks.solvers import Answer, Timing, timed
+from pdopt.run import timed_run
 
 ENGINES = {"default": pdopt.PDHG, "constant": pdopt.PDHG.constant, "averaged": pdopt.PDHG.averaged}
 HISTORY = 256  # rows kept of the residuals at checks, for the convergence plot; part of the time measured
+PACE = 640  # iterations that tell the speed
 MOST = 100_000_000  # iterations: time is what ends a run
 _prepared: dict[int, tuple[LinearData, Any, float]] = {}
 
@@ -21,26 +23,25 @@ def solve(data: LinearData, tolerance: float, limit: float, engine: str = "defau
     """Compile time = first call with one block of steps less a second such call; then the whole solve, compiled.
 
     The tolerance is traced, so a second tolerance on the same data compiles nothing; the compile time of the first is
-    reported with both. There is no time limit inside the traced `solve`: the harness ends the process. With presolve
-    it is `pdopt.run` that solves, and the time of presolve and of postsolve is in its figures.
+    reported with both. The limit is one of CPU seconds: the traced `solve` is given the iterations that fit, by the
+    speed of the first ones. With presolve it is `pdopt.run` that solves, by its own limit, and the time of presolve and
+    of postsolve is in its figures.
     """
-    method = ENGINES[engine]()
+    method = pdopt.PDHG.quadratic() if data.Q is not None and engine == "default" else ENGINES[engine]()
 
     def whole(problem: Any, tolerance: float, most: int) -> Any:
         if presolve:
-            solution = pdopt.run(
+            solution = timed_run(
                 problem, method, tolerance=tolerance, max_iterations=most, time_limit=limit, history=HISTORY,
-                presolve=True,
-            )  # fmt: skip
+                presolve=True, clock=time.process_time,
+            ).solution  # fmt: skip
         else:
             solution = pdopt.solve(problem, method, tolerance=tolerance, max_iterations=most, history=HISTORY)
         return jax.block_until_ready(solution)
 
     with jax.enable_x64(True):
         if id(data) not in _prepared:
-            problem = pdopt.LinearProgram(
-                data.c, data.A, data.row_lower, data.row_upper, data.lower, data.upper, data.offset, dtype=jnp.float64
-            )
+            problem = _problem(data)
             spans = []
             for _ in range(2):
                 start = time.perf_counter()
@@ -49,7 +50,11 @@ def solve(data: LinearData, tolerance: float, limit: float, engine: str = "defau
             _prepared.clear()
             _prepared[id(data)] = (data, problem, max(spans[0] - spans[1], 0.0))
         _, problem, compile_seconds = _prepared[id(data)]
-        solution, cpu, wall = timed(lambda: whole(problem, tolerance, MOST))
+        most = MOST
+        if not presolve:
+            _, seconds, _ = timed(lambda: whole(problem, tolerance, PACE), 1)
+            most = max(int(limit / seconds * PACE), PACE)
+        solution, cpu, wall = timed(lambda: whole(problem, tolerance, most))
     proof = solution.certificate  # none where presolve decides
     z, ray = (None, None) if proof is None else (np.array(proof.z), proof.ray)
     return Answer(
@@ -57,6 +62,13 @@ def solve(data: LinearData, tolerance: float, limit: float, engine: str = "defau
         int(solution.iterations), z, None if ray is None else np.array(ray.x), None if ray is None else np.array(ray.y),
         None if solution.history is None else _table(solution.history),
     )  # fmt: skip
+
+
+def _problem(data: LinearData) -> Any:
+    rows = (data.c, data.A, data.row_lower, data.row_upper, data.lower, data.upper, data.offset)
+    if data.Q is None:
+        return pdopt.LinearProgram(*rows, dtype=jnp.float64)
+    return pdopt.QuadraticProgram(data.Q, *rows, dtype=jnp.float64)
 
 
 def _table(history: Any) -> np.ndarray:

@@ -27,6 +27,7 @@ from pdopt.problems.linear import LinearProgram
 from pdopt.problems.nonlinear import NonlinearProgram
 from pdopt.problems.nonlinear_view import NonlinearView
 from pdopt.problems.quadratic import QuadraticProgram
+from pdopt.problems.quadratic_saddle import QuadraticSaddle
 from pdopt.problems.quadratic_view import QuadraticConstrained, require_equalities, require_strictly_convex
 from pdopt.types import Pair, record
 
@@ -235,7 +236,25 @@ def require_augmented_minimiser(problem: Any) -> None:
 @saddle.register
 def _(lp: LinearProgram, scaling: Scaling) -> LinearSaddle:
     lp = lp.minimised()
-    D, E = equilibrate(lp.A, scaling.ruiz, scaling.pock_chambolle)
+    return _scaled(lp, *equilibrate(lp.A, scaling.ruiz, scaling.pock_chambolle), scaling)
+
+
+@saddle.register
+def _(qp: QuadraticProgram, scaling: Scaling) -> QuadraticSaddle:
+    qp = qp.minimised()
+    D, E = equilibrate(qp.A, scaling.ruiz, scaling.pock_chambolle, qp.Q)
+    curvature = qp.Q.scale(1 / E, 1 / E)
+    linear = _scaled(qp.linear, D, E, scaling, jnp.max(curvature.row_norms("linf"), initial=0))
+    ones = jnp.ones_like(E)
+    return QuadraticSaddle.make(linear, curvature.scale(linear.objective / linear.bound * ones, ones))
+
+
+def _scaled(lp: LinearProgram, D: Any, E: Any, scaling: Scaling, curved: Any = None) -> LinearSaddle:
+    """The view of a minimisation with row factors D and column factors E.
+
+    `curved` is the largest entry of the scaled Q of a quadratic program: with points of the size of the right-hand
+    sides its gradient is that much larger than c, and so is the objective's factor.
+    """
     scaled = lp.A.scale(1 / D, 1 / E)
     operator, row_order, column_order = scaled.ordered()
     c, rl, ru, l, u = lp.c / E, lp.row_lower / D, lp.row_upper / D, lp.lower * E, lp.upper * E
@@ -243,6 +262,7 @@ def _(lp: LinearProgram, scaling: Scaling) -> LinearSaddle:
     high, low = jnp.where(jnp.isfinite(ru), ru, 0), jnp.where(jnp.isfinite(rl) & (rl != ru), rl, 0)
     b_norm, c_norm = jnp.sqrt(jnp.sum(high * high) + jnp.sum(low * low)), jnp.linalg.norm(c)
     if scaling.bound_objective:
+        c_norm = c_norm if curved is None else c_norm + curved * (1 + b_norm)
         bound, objective, balance = 1 / (1 + b_norm), 1 / (1 + c_norm), one
     else:
         both = (b_norm > 0) & (c_norm > 0)

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.io import savemat
 
 import pdopt
 from pdopt.cli.app import execute
@@ -44,6 +45,25 @@ def test_the_summary(two, capsys):
     assert float(words["dual objective"]) == pytest.approx(-3.5, abs=1e-5)
     for name in ("worst violation", "iterations", "read (s)", "compile (s)", "solve (s)", "primal residual", "gap"):
         assert float(words[name]) >= 0
+
+
+def test_a_quadratic_program(tmp_path, capsys):
+    """min x^2 + y^2 - x - y on the rows of `two`; from either format, with a note that presolve was left out."""
+    (tmp_path / "curved.qps").write_text(TWO.replace("ENDATA", "QUADOBJ\n x x 2\n y y 2\nENDATA"))
+    identity = np.eye(2)
+    savemat(tmp_path / "curved.mat", {
+        "P": 2 * identity, "q": [-1.0, -1.0], "A": np.vstack([[1.0, 2.0], identity]), "l": [-1e20, 0, 0],
+        "u": [4.0, 3, 3], "r": 0.0,
+    })  # fmt: skip
+    for name in ("curved.qps", "curved.mat"):
+        assert execute(["solve", str(tmp_path / name), "--quiet", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["objective"] == pytest.approx(-0.5, abs=1e-5)
+        assert found["problem"] == {"rows": 1, "columns": 2, "nonzeros": 2, "quadratic": 2}
+        assert "without presolve" in found["notes"][-1]
+    (tmp_path / "bad.mat").write_text("no MATLAB file")
+    assert execute(["solve", str(tmp_path / "bad.mat"), "--quiet"]) == 2
+    assert "bad.mat: not a MATLAB file" in capsys.readouterr().err
 
 
 def test_what_presolve_removed_is_said(two, tmp_path, capsys):
@@ -141,7 +161,7 @@ def test_the_first_crossed_row_is_named():
 def test_afiro(capsys, tmp_path):
     assert execute(["solve", str(DATA / "afiro.mps.gz"), "--json", "--quiet", "--tolerance", "1e-8"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["problem"] == {"rows": 27, "columns": 32, "nonzeros": 83}
+    assert found["problem"] == {"rows": 27, "columns": 32, "nonzeros": 83, "quadratic": None}
     assert found["objective"] == pytest.approx(-464.7531428571, rel=1e-6)
     assert max(found["residuals"].values()) <= 1e-8
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdopt.errors import InvalidFile
-from pdopt.problems.mps import read_model, read_mps
+from pdopt.problems.mps import read_model, read_mps, read_qps
 from pdopt.problems.mps_scan import scan_mps
 
 DATA = Path(os.environ.get("PDOPT_DATA", Path(__file__).parents[2] / ".." / "shared" / "data")) / "lp"
@@ -195,6 +195,12 @@ def test_core_set_equals_highs(name):
 
 
 @needs_data
-def test_quadratic_core_file_is_refused():
-    with pytest.raises(InvalidFile, match=r"line 3584.*does not yet read QPs"):
+def test_quadratic_core_file_is_that_of_the_other_format():
+    """PRIMAL1 came to us twice, in fixed MPS and as a `.mat`: one program, up to the rounding of its sides."""
+    with pytest.raises(InvalidFile, match=r"line 3584.*read_qps"):
         read_mps(DATA / "core" / "primal1.mps.gz")
+    one, other = read_qps(DATA / "core" / "primal1.mps.gz"), read_qps(DATA.parent / "qp" / "PRIMAL1.mat")
+    for name in ("c", "lower", "upper", "row_lower", "row_upper"):
+        np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-12, err_msg=name)
+    np.testing.assert_array_equal(one.Q.diagonal, other.Q.diagonal)
+    np.testing.assert_array_equal(one.A.values, other.A.values)

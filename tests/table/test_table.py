@@ -205,14 +205,15 @@ class Entry:
 
 FIRST_ORDER = ("linear", "game")
 STRICT = ("quadratic", "equalities", "maximised")
+CURVED = (*STRICT, "semidefinite")
 PLANES = ("equalities", "maximised", "semidefinite")
 METHODS = {
-    "PDHG": Entry(pdopt.PDHG(), FIRST_ORDER),
-    "PDHG constant": Entry(pdopt.PDHG.constant(), FIRST_ORDER),
-    "PDHG averaged": Entry(pdopt.PDHG.averaged(), FIRST_ORDER),
-    "PDHG relaxed": Entry(pdopt.PDHG(acceleration="relaxed"), FIRST_ORDER),
-    "PDHG plain": Entry(pdopt.PDHG(acceleration="plain"), FIRST_ORDER),
-    "PDHG lean": Entry(pdopt.PDHG.lean(), FIRST_ORDER),
+    "PDHG": Entry(pdopt.PDHG(), (*FIRST_ORDER, *CURVED)),
+    "PDHG constant": Entry(pdopt.PDHG.constant(), (*FIRST_ORDER, *CURVED)),
+    "PDHG averaged": Entry(pdopt.PDHG.averaged(), (*FIRST_ORDER, *CURVED)),
+    "PDHG relaxed": Entry(pdopt.PDHG(acceleration="relaxed"), (*FIRST_ORDER, *CURVED)),
+    "PDHG plain": Entry(pdopt.PDHG(acceleration="plain"), (*FIRST_ORDER, *CURVED)),
+    "PDHG lean": Entry(pdopt.PDHG.lean(), (*FIRST_ORDER, *CURVED)),
     "AverageSpectrum": Entry(pdopt.AverageSpectrum(), FIRST_ORDER),
     "DualAscent": Entry(pdopt.DualAscent(), STRICT),
     "DualAscent relaxed": Entry(pdopt.DualAscent(acceleration=Relaxed(1.5)), STRICT),
@@ -243,13 +244,21 @@ CLASSES = [
     pair for pair in SOLVED if pair[0] in ("PDHG", "DualAscent", "AugmentedLagrangian", "MirrorDescent", "Sinkhorn")
 ]
 # A nonlinear program takes seconds to compile: what it shares with `tests/test_minimise.py` is slow here.
-MARKED = [pytest.param(*pair, marks=[pytest.mark.slow] if pair[1] == "nonlinear" else []) for pair in CLASSES]
+# PDHG on quadratic programs is in tests/test_quadratic_programs.py: one of them is enough here.
+REPEATED = [
+    pair for pair in SOLVED if pair[0].startswith("PDHG") and pair[1] in CURVED and pair != ("PDHG", "quadratic")
+]
+MARKED = [
+    pytest.param(*pair, marks=[pytest.mark.slow] if pair[1] == "nonlinear" or pair in REPEATED else [])
+    for pair in CLASSES
+]
 LIMIT = 200_000
 # In float32 the variants of a class are slow tests: they share with it all but a few lines that float64 goes through.
 RUNS = [
     pytest.param(
         *pair, dtype, id="-".join((*pair, dtype.__name__)),
-        marks=[pytest.mark.slow] if (dtype is np.float32) + (" " in pair[0]) + (pair[1] == "nonlinear") > 1 else [],
+        marks=[pytest.mark.slow] if (dtype is np.float32) + (" " in pair[0]) + (pair[1] == "nonlinear") > 1
+        or pair in REPEATED else [],
     )
     for pair in SOLVED
     for dtype in (np.float64, np.float32)
