@@ -27,8 +27,8 @@ from pdopt.problems.balancing import Balancing
 from pdopt.problems.barycenter import Barycenter
 from pdopt.problems.bilevel import BilevelProgram
 from pdopt.problems.checks import concrete
-from pdopt.problems.entropy import Entropy
 from pdopt.problems.conic import ConicProgram
+from pdopt.problems.entropy import Entropy
 from pdopt.problems.game import MatrixGame
 from pdopt.problems.linear import LinearProgram
 from pdopt.problems.nonlinear import NonlinearProgram
