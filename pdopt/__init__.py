@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from pdopt.problems.balancing import Balancing
     from pdopt.problems.barycenter import Barycenter
     from pdopt.problems.bilevel import BilevelProgram
+    from pdopt.problems.conic import ConicProgram
     from pdopt.problems.entropy import Entropy
     from pdopt.problems.game import MatrixGame
     from pdopt.problems.grid_cost import Grid
@@ -117,6 +118,7 @@ _HOMES = {
     "LinearProgram": "problems.linear",
     "MatchingBound": "matching_bounds",
     "MatchingRun": "match_online",
+    "ConicProgram": "problems.conic",
     "MatrixGame": "problems.game",
     "Memory": "types",
     "MirrorDescent": "methods.mirror_descent",
@@ -184,6 +186,7 @@ __all__ = [
     "Balancing",
     "Barycenter",
     "BilevelProgram",
+    "ConicProgram",
     "Constrained",
     "Corrupted",
     "Dense",

@@ -27,6 +27,7 @@ from pdopt.problems.balancing import Balancing
 from pdopt.problems.barycenter import Barycenter
 from pdopt.problems.bilevel import BilevelProgram
 from pdopt.problems.checks import concrete
+from pdopt.problems.conic import ConicProgram
 from pdopt.problems.entropy import Entropy
 from pdopt.problems.game import MatrixGame
 from pdopt.problems.linear import LinearProgram
@@ -61,6 +62,11 @@ def _(problem: LinearProgram) -> PDHG:
 
 @default_method.register
 def _(problem: MatrixGame) -> PDHG:
+    return PDHG()
+
+
+@default_method.register
+def _(problem: ConicProgram) -> PDHG:
     return PDHG()
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from pdopt.errors import require_shape
 from pdopt.operators.convert import as_operator
 from pdopt.problems.checks import check_bounds, check_finite
+from pdopt.problems.cones import NONE, Cones
 from pdopt.runtime.precision import as_array, precision_scope, resolve_dtype
 from pdopt.types import Optimality, Pair, Residuals, record
 
@@ -160,27 +161,34 @@ class LinearProgram:
         """
         with precision_scope(self):
             lp = self.minimised()
-            found = lp._optimality(self.flip(pair))
+            found = lp.judged(self.flip(pair))
             if not self.maximise:
                 return found
             return Optimality(found.residuals, -found.objective, -found.dual_objective, -found.proof)
 
-    def _optimality(self, pair: Pair) -> Optimality:
+    def judged(self, pair: Pair, rows: Cones = NONE, columns: Cones = NONE) -> Optimality:
+        """`optimality` of a minimisation. `rows` and `columns`: what a conic program holds in cones instead.
+
+        For rows in a cone K, `A x - row_lower` lies in K and y in K too (it is its own dual), and the distance from K
+        takes the place of what a clip moves; columns in a cone have their reduced costs in it.
+        """
         x, y = pair
         rl, ru, l, u = self.row_lower, self.row_upper, self.lower, self.upper
         activity = self.A.matvec(x)
-        short = activity - jnp.clip(activity, rl, ru)
-        outside = x - jnp.clip(x, l, u)
+        inside = activity - _finite(rl)
+        short = rows.replaced(activity - jnp.clip(activity, rl, ru), inside - rows.project(inside))
+        outside = columns.replaced(x - jnp.clip(x, l, u), x - columns.project(x))
         primal_absolute = _norm(short, outside)
         worst = jnp.maximum(_largest(short), _largest(outside))
-        y_valid = jnp.clip(y, jnp.where(jnp.isfinite(ru), -jnp.inf, 0), jnp.where(jnp.isfinite(rl), jnp.inf, 0))
+        y_valid = self._signed(y, rows)
         reduced = self.c - self.A.rmatvec(y)
         primal_objective = self.c @ x + self.offset
-        row_part = jnp.sum(_finite(rl) * _plus(y_valid) - _finite(ru) * _plus(-y_valid)) + self.offset
+        row_part = jnp.sum(self._row_values(y_valid, rows)) + self.offset
 
         signed = jnp.where(jnp.isfinite(l), _plus(reduced), 0) - jnp.where(jnp.isfinite(u), _plus(-reduced), 0)
         bound = jnp.where(reduced > 0, _finite(l), _finite(u))
         near = jnp.where(jnp.abs(x - bound) <= jnp.abs(x), signed, 0)
+        signed, near = (columns.replaced(z, columns.project(reduced)) for z in (signed, near))
 
         def judge(z: Any) -> tuple[Any, Any]:
             dual = row_part + jnp.sum(_finite(l) * _plus(z) - _finite(u) * _plus(-z))
@@ -204,16 +212,27 @@ class LinearProgram:
         )  # fmt: skip
         return Optimality(residuals, primal_objective, dual_objective, jnp.where(better, near, signed))
 
-    def lagrangian(self, pair: Pair, z: Any) -> Any:
+    def _signed(self, y: Any, rows: Cones) -> Any:
+        """The part of a multiplier that has a side, or a cone, to hold."""
+        least = jnp.where(jnp.isfinite(self.row_upper), -jnp.inf, 0)
+        most = jnp.where(jnp.isfinite(self.row_lower), jnp.inf, 0)
+        return rows.replaced(jnp.clip(y, least, most), rows.project(y))
+
+    def _row_values(self, y: Any, rows: Cones) -> Any:
+        """`rl_i [y_i]+ - ru_i [-y_i]+`, and `rl_i y_i` in a cone: what each row adds to the dual objective."""
+        low = _finite(self.row_lower)
+        return rows.replaced(low * _plus(y) - _finite(self.row_upper) * _plus(-y), low * y)
+
+    def lagrangian(self, pair: Pair, z: Any, rows: Cones = NONE) -> Any:
         """`L = c'x - y'Ax + p(y) + offset - z'x + sum_j (l_j [z_j]+ - u_j [-z_j]+)`, of the minimisation.
 
         At an optimum its derivative with respect to the data, pair and z held, is that of the optimal value (envelope
         theorem): `dc = x`, `dA = -y x'`, `d row_lower = [y]+`, `d lower = [z]+`.
         """
         x, y = pair
-        rows = _finite(self.row_lower) * _plus(y) - _finite(self.row_upper) * _plus(-y)
+        values = self._row_values(y, rows)
         bounds = _finite(self.lower) * _plus(z) - _finite(self.upper) * _plus(-z)
-        return self.c @ x - y @ self.A.matvec(x) - z @ x + self.offset + jnp.sum(rows) + jnp.sum(bounds)
+        return self.c @ x - y @ self.A.matvec(x) - z @ x + self.offset + jnp.sum(values) + jnp.sum(bounds)
 
     def crossed(self) -> Any:
         """Whether some lower bound lies above its upper bound: infeasible before any iteration."""
@@ -226,7 +245,9 @@ class LinearProgram:
             numbers &= jnp.all((low < jnp.inf) & (high > -jnp.inf))
         return numbers & jnp.all(jnp.isfinite(self.A.entries)) if hasattr(self.A, "entries") else numbers
 
-    def rays(self, direction: Pair, tolerance: float = RAY_TOLERANCE) -> Rays:
+    def rays(
+        self, direction: Pair, tolerance: float = RAY_TOLERANCE, rows: Cones = NONE, columns: Cones = NONE
+    ) -> Rays:
         """Whether a direction (dx, dy) proves that no feasible point, or no bounded optimum, exists.
 
         dual infeasible: `c'dx < 0` and `A dx`, dx inside the recession cones within `tolerance |c'dx|` (|dx|_inf = 1);
@@ -234,25 +255,28 @@ class LinearProgram:
         infinite, what was dropped at most `tolerance q` (Applegate et al. 2021, arXiv 2102.04592). The direction is
         judged on these data, in the sense of the minimisation, with the objective left out of the ray's residual.
         "Positive" and "negative" mean by more than the rounding of the sum itself, `ROUNDING` units of it; the
-        tolerance is never taken below 8 units (1e-6 in float32).
+        tolerance is never taken below 8 units (1e-6 in float32). `rows`, `columns`: cones, as in `judged`.
         """
         rl, ru, l, u = self.row_lower, self.row_upper, self.lower, self.upper
         unit = float(jnp.finfo(self.c.dtype).eps)
         tolerance = max(tolerance, 8 * unit)
         dx = jnp.clip(direction.x, jnp.where(jnp.isfinite(l), 0, -jnp.inf), jnp.where(jnp.isfinite(u), 0, jnp.inf))
+        dx = columns.replaced(dx, columns.project(direction.x))
         dx = dx / _positive(_largest(dx))
         descent = -(self.c @ dx)
         change = self.A.matvec(dx)
         broken = jnp.maximum(jnp.where(jnp.isfinite(rl), -change, 0), jnp.where(jnp.isfinite(ru), change, 0))
+        broken = rows.replaced(broken, jnp.abs(change - rows.project(change)))
         noise = ROUNDING * unit * _norm(self.c * dx)
         unbounded = (descent > noise) & (_largest(_plus(broken)) <= tolerance * descent)
 
-        dy = jnp.clip(direction.y, jnp.where(jnp.isfinite(ru), -jnp.inf, 0), jnp.where(jnp.isfinite(rl), jnp.inf, 0))
+        dy = self._signed(direction.y, rows)
         z = -self.A.rmatvec(dy)
         size = _positive(jnp.maximum(_largest(dy), _largest(z)))
         dy, z = dy / size, z / size
         kept = jnp.where(jnp.isfinite(l), _plus(z), 0) - jnp.where(jnp.isfinite(u), _plus(-z), 0)
-        q = jnp.sum(_finite(rl) * _plus(dy) - _finite(ru) * _plus(-dy))
+        kept = columns.replaced(kept, columns.project(z))
+        q = jnp.sum(self._row_values(dy, rows))
         q = q + jnp.sum(_finite(l) * _plus(kept) - _finite(u) * _plus(-kept))
         # An entry of A'dy errs by at most |column|_2 |dy|_2 units, whatever cancels in it; its bound multiplies that.
         side = jnp.maximum(jnp.abs(_finite(rl)), jnp.abs(_finite(ru))) * dy

@@ -21,6 +21,8 @@ from pdopt.geometry.moves import Euclidean, Interval, Move
 from pdopt.operators.base import Order
 from pdopt.operators.norms import POWER_ITERATIONS, spectral_norm
 from pdopt.operators.scaling import Scaling, equilibrate
+from pdopt.problems.conic import ConicProgram
+from pdopt.problems.conic_saddle import ConicSaddle
 from pdopt.problems.game import MatrixGame
 from pdopt.problems.game_view import GameSaddle
 from pdopt.problems.linear import LinearProgram
@@ -140,10 +142,14 @@ class LinearSaddle:
         """The point of the box nearest to 0, and no multipliers."""
         return Pair(jnp.clip(jnp.zeros_like(self.c), self.lower, self.upper), jnp.zeros_like(self.D))
 
+    def carried(self, pair: Pair) -> Pair:
+        """A pair in the user's units, scaled."""
+        x = self.bound * self.E * _put(self.column_order, pair.x)
+        return Pair(x, self.objective * self.D * _put(self.row_order, pair.y))
+
     def into(self, pair: Pair) -> Pair:
         """A pair in the user's units, scaled and moved into its sets."""
-        x = self.bound * self.E * _put(self.column_order, pair.x)
-        y = self.objective * self.D * _put(self.row_order, pair.y)
+        x, y = self.carried(pair)
         least = jnp.where(jnp.isfinite(self.rows.row_upper), -jnp.inf, 0)
         most = jnp.where(jnp.isfinite(self.rows.row_lower), jnp.inf, 0)
         return Pair(jnp.clip(x, self.lower, self.upper), jnp.clip(y, least, most))
@@ -247,6 +253,15 @@ def _(qp: QuadraticProgram, scaling: Scaling) -> QuadraticSaddle:
     linear = _scaled(qp.linear, D, E, scaling, jnp.max(curvature.row_norms("linf"), initial=0))
     ones = jnp.ones_like(E)
     return QuadraticSaddle.make(linear, curvature.scale(linear.objective / linear.bound * ones, ones))
+
+
+@saddle.register
+def _(program: ConicProgram, scaling: Scaling) -> ConicSaddle:
+    program = program.minimised()
+    rows, columns, linear = program.cone_rows, program.cone_columns, program.linear
+    D, E = equilibrate(linear.A, scaling.ruiz, scaling.pock_chambolle)
+    view = _scaled(linear, rows.even(D), columns.even(E), scaling)
+    return ConicSaddle(view, rows.put(view.row_order), columns.put(view.column_order))
 
 
 def _scaled(lp: LinearProgram, D: Any, E: Any, scaling: Scaling, curved: Any = None) -> LinearSaddle:

@@ -27,6 +27,8 @@ import pdopt
 from pdopt.errors import UnsupportedProblem
 from pdopt.rules.acceleration import Averaged, Plain, Relaxed
 from pdopt.types import Pair, Status
+from tests.problems.conic_family import by_clarabel as by_conic_clarabel
+from tests.problems.conic_family import conic
 
 INFINITE = np.inf
 
@@ -186,6 +188,7 @@ PROBLEMS = {
     "maximised": Case(pdopt.QuadraticProgram, maximised, by_kkt),
     "semidefinite": Case(pdopt.QuadraticProgram, semidefinite, by_kkt),
     "entropic": Case(pdopt.Transport, entropic, by_scaling),
+    "conic": Case(pdopt.ConicProgram, conic, lambda data: Reference(*by_conic_clarabel(data))),
     "nonlinear": Case(as_nonlinear, equalities, by_kkt),
 }
 
@@ -208,13 +211,13 @@ STRICT = ("quadratic", "equalities", "maximised")
 CURVED = (*STRICT, "semidefinite")
 PLANES = ("equalities", "maximised", "semidefinite")
 METHODS = {
-    "PDHG": Entry(pdopt.PDHG(), (*FIRST_ORDER, *CURVED)),
-    "PDHG constant": Entry(pdopt.PDHG.constant(), (*FIRST_ORDER, *CURVED)),
-    "PDHG averaged": Entry(pdopt.PDHG.averaged(), (*FIRST_ORDER, *CURVED)),
-    "PDHG relaxed": Entry(pdopt.PDHG(acceleration="relaxed"), (*FIRST_ORDER, *CURVED)),
-    "PDHG plain": Entry(pdopt.PDHG(acceleration="plain"), (*FIRST_ORDER, *CURVED)),
-    "PDHG lean": Entry(pdopt.PDHG.lean(), (*FIRST_ORDER, *CURVED)),
-    "AverageSpectrum": Entry(pdopt.AverageSpectrum(), FIRST_ORDER),
+    "PDHG": Entry(pdopt.PDHG(), (*FIRST_ORDER, *CURVED, "conic")),
+    "PDHG constant": Entry(pdopt.PDHG.constant(), (*FIRST_ORDER, *CURVED, "conic")),
+    "PDHG averaged": Entry(pdopt.PDHG.averaged(), (*FIRST_ORDER, *CURVED, "conic")),
+    "PDHG relaxed": Entry(pdopt.PDHG(acceleration="relaxed"), (*FIRST_ORDER, *CURVED, "conic")),
+    "PDHG plain": Entry(pdopt.PDHG(acceleration="plain"), (*FIRST_ORDER, *CURVED, "conic")),
+    "PDHG lean": Entry(pdopt.PDHG.lean(), (*FIRST_ORDER, *CURVED, "conic")),
+    "AverageSpectrum": Entry(pdopt.AverageSpectrum(), (*FIRST_ORDER, "conic")),
     "DualAscent": Entry(pdopt.DualAscent(), STRICT),
     "DualAscent relaxed": Entry(pdopt.DualAscent(acceleration=Relaxed(1.5)), STRICT),
     "DualAscent averaged": Entry(pdopt.DualAscent(acceleration=Averaged()), STRICT),
@@ -244,12 +247,14 @@ CLASSES = [
     pair for pair in SOLVED if pair[0] in ("PDHG", "DualAscent", "AugmentedLagrangian", "MirrorDescent", "Sinkhorn")
 ]
 # A nonlinear program takes seconds to compile: what it shares with `tests/test_minimise.py` is slow here.
-# PDHG on quadratic programs is in tests/test_quadratic_programs.py: one of them is enough here.
+# PDHG on quadratic and conic programs is in tests of their own: one of each is enough here.
 REPEATED = [
-    pair for pair in SOLVED if pair[0].startswith("PDHG") and pair[1] in CURVED and pair != ("PDHG", "quadratic")
-]
+    pair for pair in SOLVED
+    if pair[0].startswith(("PDHG", "AverageSpectrum")) and pair[1] in (*CURVED, "conic")
+    and pair not in (("PDHG", "quadratic"), ("PDHG", "conic"))
+]  # fmt: skip
 MARKED = [
-    pytest.param(*pair, marks=[pytest.mark.slow] if pair[1] == "nonlinear" or pair in REPEATED else [])
+    pytest.param(*pair, marks=[pytest.mark.slow] if pair[1] in ("nonlinear", "conic") or pair in REPEATED else [])
     for pair in CLASSES
 ]
 LIMIT = 200_000
@@ -257,7 +262,7 @@ LIMIT = 200_000
 RUNS = [
     pytest.param(
         *pair, dtype, id="-".join((*pair, dtype.__name__)),
-        marks=[pytest.mark.slow] if (dtype is np.float32) + (" " in pair[0]) + (pair[1] == "nonlinear") > 1
+        marks=[pytest.mark.slow] if (dtype is np.float32) + (" " in pair[0]) + (pair[1] in ("nonlinear", "conic")) > 1
         or pair in REPEATED else [],
     )
     for pair in SOLVED
