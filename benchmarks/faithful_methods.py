@@ -11,7 +11,8 @@ from benchmarks.faithful_policy import FORMS, HINT, NO_HINT, PROXY_HINT, Setting
 from pdopt.training.scenes import to_text
 
 SEPARATE, JOINT, LAGRANGIAN = range(len(FORMS))
-PLAIN, RECOMMENDED = (
+# The latter is what the rule of the scenes recipe plans for 200 steps.
+PLAIN, RECOMMENDED = "plain GRPO", "step 1, theta 5, separate"
     "plain GRPO",
     "step 1, theta 5, separate",
 )  # the latter: what the rule of the scenes recipe plans for 200 steps
