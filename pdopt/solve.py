@@ -37,6 +37,7 @@ from pdopt.problems.sparsity import KSparse, Quadratic
 from pdopt.problems.transport import Transport
 from pdopt.rules.implicit import GRADIENTS, envelope, guard, smooth_envelope
 from pdopt.rules.loop import Carry, advance_until, begin, completed
+from pdopt.runtime.batching import minor
 from pdopt.runtime.precision import as_array, precision_scope
 from pdopt.types import Pair, Solution
 
@@ -230,12 +231,18 @@ def finish(problem: Any, carry: Carry, tolerance: Any) -> Solution:
     )
 
 
+def _iterated(problem: Any, method: Any, start: Any, tolerance: Any, limit: Any, history: int) -> Any:
+    """The last carry and the solution of a run without derivatives."""
+    judge, view, carry = prepare(problem, method, start, tolerance, history)
+    carry = completed(view, method, advance_until(judge, view, method, carry, limit, tolerance, limit))
+    return carry, finish(problem, carry, tolerance)
+
+
 @partial(jax.jit, static_argnames=("gradient", "history"))
 def _solve(problem: Any, method: Any, start: Any, tolerance: Any, limit: Any, gradient: str, history: int) -> Solution:
     still = jax.lax.stop_gradient((problem, method, start, tolerance))
-    judge, view, carry = prepare(*still, history)
-    carry = completed(view, still[1], advance_until(judge, view, still[1], carry, limit, still[3], limit))
-    solution = finish(still[0], carry, still[3])
+    pair_etc = minor(partial(_iterated, history=history))
+    carry, solution = pair_etc(*still, limit)
     if gradient == "none" or not hasattr(problem, "lagrangian"):
         return solution
 
