@@ -20,6 +20,7 @@ from benchmarks import (
     generation,
     linear,
     matching,
+    quadratic,
     training,
     transport,
 )
@@ -32,6 +33,7 @@ from benchmarks.solvers import SOLVERS
 # name -> module with ABOUT and run(options, say) -> Report; a new comparison joins by one line
 COMPARISONS = {
     "linear": linear,
+    "quadratic": quadratic,
     "transport": transport,
     "assignment": assignment,
     "allocation": allocation,

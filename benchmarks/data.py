@@ -2,7 +2,8 @@
 
     min c'x + offset   subject to   row_lower <= A x <= row_upper,   lower <= x <= upper
 
-A maximisation is negated on reading (`sense = -1`); integrality is dropped.
+With a `Q` the objective has `x'Qx/2` more: a quadratic program travels in the same record. A maximisation is negated
+on reading (`sense = -1`); integrality is dropped.
 """
 
 import contextlib
@@ -17,7 +18,10 @@ import scipy.sparse as sp
 
 
 class LinearData(NamedTuple):
-    """`c (n,)`, `A (m, n)` CSR, bounds (infinite where absent), `offset`; `sense` times the value is the file's own."""
+    """`c (n,)`, `A (m, n)` CSR, bounds (infinite where absent), `offset`; `sense` times the value is the file's own.
+
+    `Q (n, n)` CSR, symmetric, where the objective is quadratic, else None.
+    """
 
     c: np.ndarray
     A: Any  # SciPy CSR
@@ -27,11 +31,12 @@ class LinearData(NamedTuple):
     upper: np.ndarray
     offset: float = 0.0
     sense: float = 1.0
+    Q: Any = None
 
     @property
     def nonzeros(self) -> int:
-        """Stored entries of A."""
-        return int(self.A.nnz)
+        """Stored entries of A and Q."""
+        return int(self.A.nnz) + (0 if self.Q is None else int(self.Q.nnz))
 
 
 class Instance(NamedTuple):
@@ -47,10 +52,11 @@ class Instance(NamedTuple):
 def save(data: LinearData, path: Path) -> None:
     """Write the data as one `.npz` file."""
     A = data.A
+    Q = {} if data.Q is None else {"Q_values": data.Q.data, "Q_indices": data.Q.indices, "Q_indptr": data.Q.indptr}
     np.savez(
         path, c=data.c, values=A.data, indices=A.indices, indptr=A.indptr, shape=np.array(A.shape),
         row_lower=data.row_lower, row_upper=data.row_upper, lower=data.lower, upper=data.upper,
-        offset=np.float64(data.offset), sense=np.float64(data.sense),
+        offset=np.float64(data.offset), sense=np.float64(data.sense), **Q,
     )  # fmt: skip
 
 
@@ -59,7 +65,10 @@ def load(path: Path) -> LinearData:
     with np.load(path) as f:
         A = sp.csr_matrix((f["values"], f["indices"], f["indptr"]), shape=tuple(f["shape"]))
         vectors = (f[name] for name in ("row_lower", "row_upper", "lower", "upper"))
-        return LinearData(f["c"], A, *vectors, offset=float(f["offset"]), sense=float(f["sense"]))
+        Q, n = None, A.shape[1]
+        if "Q_values" in f.files:
+            Q = sp.csr_matrix((f["Q_values"], f["Q_indices"], f["Q_indptr"]), shape=(n, n))
+        return LinearData(f["c"], A, *vectors, offset=float(f["offset"]), sense=float(f["sense"]), Q=Q)
 
 
 def make(c, A, row_lower, row_upper, lower, upper, offset: float = 0.0, sense: float = 1.0) -> LinearData:

@@ -14,12 +14,13 @@ from benchmarks.solvers import SOLVERS
 ABOUT = "linear programs against MPAX, OR-tools PDLP and HiGHS"
 OURS = "pdopt"
 MPAX = ("mpax-r2hpdhg", "mpax-rapdhg")
+QUADRATIC = ("osqp", "clarabel")  # peers of the quadratic comparison
 QUICK = (OURS, "pdlp", "highs-simplex", "highs-ipm", "highs-pdlp", MPAX[0])
 
 
 def run(options: Options, say: Any = print) -> Report:
     """Run every solver on every instance; judge, count and draw."""
-    solvers = options.peers or (tuple(SOLVERS) if options.full else QUICK)
+    solvers = options.peers or (tuple(s for s in SOLVERS if s not in QUADRATIC) if options.full else QUICK)
     instances = linear_instances(options.data, options.full, options.seed, options.source, options.families)
     records = run_all(instances, tuple(solvers), options, say)
     tables, pictures = [], []

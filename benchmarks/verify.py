@@ -7,6 +7,9 @@
 all l2 (PDLP's numbers). y is first clipped to the signs its row allows, z to those its bounds allow: any such pair is
 a valid dual point, so a wrong sign shows as a residual. Three z are tried, the best kept: (a) every part of `c - A'y`
 of a valid sign; (b) that part, zeroed where the bound is further from x_j than |x_j|; (c) the z the solver returned.
+
+For a quadratic program c is `c + Qx` in the reduced costs and the offset is less by `x'Qx/2` in both objectives, which
+are those of the linear program that touches it at x; the denominators stay those of c.
 """
 
 from typing import NamedTuple
@@ -65,9 +68,11 @@ def check_point(data: LinearData, x: np.ndarray, y: np.ndarray, z: np.ndarray | 
     broken = np.concatenate([activity - np.clip(activity, rl, ru), x - np.clip(x, l, u)])
     b = np.maximum(np.abs(_finite(rl)), np.abs(_finite(ru)))
     primal = float(np.linalg.norm(broken) / (1 + np.linalg.norm(b)))
-    objective = float(data.c @ x + data.offset)
+    curved = np.zeros(n) if data.Q is None else data.Q @ x
+    offset = float(data.offset - x @ curved / 2)
+    objective = float((data.c + curved) @ x + offset)
     y = _signed(y, rl, ru)
-    reduced = data.c - data.A.T @ y
+    reduced = data.c + curved - data.A.T @ y
     valid = _signed(reduced, l, u)
     far = np.abs(x - _finite(np.where(reduced > 0, l, u))) > np.abs(x)
     candidates = {"valid": valid, "near": np.where(far, 0.0, valid)}
@@ -75,7 +80,7 @@ def check_point(data: LinearData, x: np.ndarray, y: np.ndarray, z: np.ndarray | 
         candidates["returned"] = _signed(z, l, u)
     checks = []
     for name, candidate in candidates.items():
-        dual_objective = _support(y, rl, ru) + _support(candidate, l, u) + data.offset
+        dual_objective = _support(y, rl, ru) + _support(candidate, l, u) + offset
         dual = float(np.linalg.norm(reduced - candidate) / (1 + np.linalg.norm(data.c)))
         gap = abs(objective - dual_objective) / (1 + abs(objective) + abs(dual_objective))
         worst = float(np.max(np.abs(broken), initial=0))
@@ -105,7 +110,10 @@ def proves_infeasible(data: LinearData, dy: np.ndarray | None, tolerance: float 
 
 
 def proves_unbounded(data: LinearData, dx: np.ndarray | None, tolerance: float = RAY_TOLERANCE) -> bool:
-    """Whether dx proves that no dual point exists: `c'dx < 0`, A dx and dx in the recession cones within tolerance."""
+    """Whether dx proves that no dual point exists: `c'dx < 0`, A dx and dx in the recession cones within tolerance.
+
+    A quadratic program must be flat along it as well: `|Q dx|` within the tolerance.
+    """
     if dx is None or dx.shape != data.c.shape or not np.isfinite(dx).all():
         return False
     dx = np.clip(dx, np.where(np.isfinite(data.lower), 0, -np.inf), np.where(np.isfinite(data.upper), 0, np.inf))
@@ -116,4 +124,5 @@ def proves_unbounded(data: LinearData, dx: np.ndarray | None, tolerance: float =
     descent, change = -float(data.c @ dx), data.A @ dx
     down = np.where(np.isfinite(data.row_lower), np.maximum(-change, 0), 0)
     up = np.where(np.isfinite(data.row_upper), np.maximum(change, 0), 0)
-    return bool(descent > 0 and np.max(np.maximum(down, up), initial=0) <= tolerance * descent)
+    flat = 0.0 if data.Q is None else np.max(np.abs(data.Q @ dx), initial=0)
+    return bool(descent > 0 and max(np.max(np.maximum(down, up), initial=0), flat) <= tolerance * descent)

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from pdopt.problems.grid_cost import Grid
     from pdopt.problems.linear import LinearProgram
     from pdopt.problems.matching import StochasticMatching, left_heavy, upper_triangular
-    from pdopt.problems.mps import read_model, read_mps
+    from pdopt.problems.mps import read_model, read_mps, read_qps
     from pdopt.problems.nonlinear import Multipliers, NonlinearProgram
     from pdopt.problems.point_costs import LowRank, SqEuclidean
     from pdopt.problems.quadratic import QuadraticProgram
@@ -156,6 +156,7 @@ _HOMES = {
     "pairwise": "methods.pairwise",
     "read_model": "problems.mps",
     "read_mps": "problems.mps",
+    "read_qps": "problems.mps",
     "read_solution": "problems.solution_file",
     "record": "types",
     "run": "run",
@@ -254,6 +255,7 @@ __all__ = [
     "polish_bilevel",
     "read_model",
     "read_mps",
+    "read_qps",
     "read_solution",
     "record",
     "run",

@@ -20,7 +20,6 @@ from pdopt.methods.augmented_lagrangian import AugmentedLagrangian
 from pdopt.methods.balancing import Balancer
 from pdopt.methods.bilevel import LVHBA
 from pdopt.methods.bregman_projections import BregmanProjections
-from pdopt.methods.dual_ascent import DualAscent
 from pdopt.methods.pdhg import PDHG
 from pdopt.methods.semi_dual import SemiDual
 from pdopt.methods.sinkhorn import Sinkhorn
@@ -79,8 +78,8 @@ def _(problem: Transport) -> Any:
 
 
 @default_method.register
-def _(problem: QuadraticProgram) -> DualAscent:
-    return DualAscent()
+def _(problem: QuadraticProgram) -> PDHG:
+    return PDHG()
 
 
 @default_method.register

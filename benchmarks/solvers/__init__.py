@@ -56,6 +56,8 @@ SOLVERS = {
     "highs-simplex": Solver("highs", {"method": "simplex"}, ("highspy",)),
     "highs-ipm": Solver("highs", {"method": "ipm"}, ("highspy",)),
     "highs-pdlp": Solver("highs", {"method": "pdlp"}, ("highspy",)),
+    "osqp": Solver("osqp_peer", {}, ("osqp",)),
+    "clarabel": Solver("clarabel_peer", {}, ("clarabel",)),
     "mpax-r2hpdhg": Solver("mpax_peer", {"engine": "r2HPDHG"}, ("mpax", "jax"), True),
     "mpax-rapdhg": Solver("mpax_peer", {"engine": "raPDHG"}, ("mpax", "jax"), True),
 }

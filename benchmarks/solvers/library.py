@@ -1,4 +1,4 @@
-"""pdopt itself in float64: the three engines of `pdopt.PDHG`."""
+"""pdopt itself in float64: the three engines of `pdopt.PDHG`, for linear and quadratic programs."""
 
 import time
 from typing import Any
@@ -13,6 +13,7 @@ from benchmarks.solvers import Answer, Timing, timed
 
 ENGINES = {"default": pdopt.PDHG, "constant": pdopt.PDHG.constant, "averaged": pdopt.PDHG.averaged}
 HISTORY = 256  # rows kept of the residuals at checks, for the convergence plot; part of the time measured
+PACE = 640  # iterations that tell the speed
 _prepared: dict[int, tuple[LinearData, Any, float]] = {}
 
 
@@ -20,14 +21,13 @@ def solve(data: LinearData, tolerance: float, limit: float, engine: str = "defau
     """Compile time = first call with one block of steps less a second such call; then the whole solve, compiled.
 
     The tolerance is traced, so a second tolerance on the same data compiles nothing; the compile time of the first is
-    reported with both. There is no time limit inside the traced `solve`: the harness ends the process.
+    reported with both. There is no time limit inside the traced `solve`: the harness ends the process. The limit of a
+    quadratic program is one of CPU seconds: it is given the iterations that fit, by the speed of the first ones.
     """
     method = ENGINES[engine]()
     with jax.enable_x64(True):
         if id(data) not in _prepared:
-            problem = pdopt.LinearProgram(
-                data.c, data.A, data.row_lower, data.row_upper, data.lower, data.upper, data.offset, dtype=jnp.float64
-            )
+            problem = _problem(data)
             spans = []
             for _ in range(2):
                 start = time.perf_counter()
@@ -38,17 +38,29 @@ def solve(data: LinearData, tolerance: float, limit: float, engine: str = "defau
             _prepared.clear()
             _prepared[id(data)] = (data, problem, max(spans[0] - spans[1], 0.0))
         _, problem, compile_seconds = _prepared[id(data)]
-        solution, cpu, wall = timed(
-            lambda: jax.block_until_ready(
-                pdopt.solve(problem, method, tolerance=tolerance, max_iterations=100_000_000, history=HISTORY)
-            )
-        )
+
+        def run(most: int) -> Any:
+            options = {"tolerance": tolerance, "max_iterations": most, "history": HISTORY}
+            return jax.block_until_ready(pdopt.solve(problem, method, **options))
+
+        most = 100_000_000
+        if data.Q is not None:
+            _, seconds, _ = timed(lambda: run(PACE), 1)
+            most = max(int(limit / seconds * PACE), PACE)
+        solution, cpu, wall = timed(lambda: run(most))
     proof = solution.certificate
     return Answer(
         str(solution.reason), np.array(solution.x), np.array(solution.y), Timing(compile_seconds, cpu, wall),
         int(solution.iterations), np.array(proof.z), np.array(proof.ray.x), np.array(proof.ray.y),
         None if solution.history is None else _table(solution.history),
     )  # fmt: skip
+
+
+def _problem(data: LinearData) -> Any:
+    rows = (data.c, data.A, data.row_lower, data.row_upper, data.lower, data.upper, data.offset)
+    if data.Q is None:
+        return pdopt.LinearProgram(*rows, dtype=jnp.float64)
+    return pdopt.QuadraticProgram(data.Q, *rows, dtype=jnp.float64)
 
 
 def _table(history: Any) -> np.ndarray:

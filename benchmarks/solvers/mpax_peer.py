@@ -29,8 +29,10 @@ def solve(data: LinearData, tolerance: float, limit: float, engine: str = "r2HPD
     low, high = np.isfinite(data.row_lower) & ~equal, np.isfinite(data.row_upper) & ~equal
     G = sp.vstack([data.A[low], -data.A[high]])
     h = np.concatenate([data.row_lower[low], -data.row_upper[high]])
-    problem = mpax.create_lp(
-        jnp.array(data.c), BCOO.from_scipy_sparse(data.A[equal]), jnp.array(data.row_lower[equal]),
+    quadratic = () if data.Q is None else (BCOO.from_scipy_sparse(data.Q),)
+    make = mpax.create_lp if data.Q is None else mpax.create_qp
+    problem = make(
+        *quadratic, jnp.array(data.c), BCOO.from_scipy_sparse(data.A[equal]), jnp.array(data.row_lower[equal]),
         BCOO.from_scipy_sparse(sp.csr_matrix(G)), jnp.array(h), jnp.array(data.lower), jnp.array(data.upper),
     )  # fmt: skip
     key = (id(data), engine)

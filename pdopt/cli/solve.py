@@ -1,4 +1,4 @@
-"""`pdopt solve FILE`: read a linear program, solve it, say how it ended.
+"""`pdopt solve FILE`: read a linear or quadratic program, solve it, say how it ended.
 
 Everything that needs JAX is imported inside the command, after the arguments were found to be good.
 """
@@ -17,9 +17,12 @@ from pdopt.runtime.progress import Progress, format_number, render_table
 
 METHODS = ("pdhg", "pdhg-constant", "pdhg-averaged")
 DTYPES = ("float64", "float32")
+SIZES = ("rows", "columns", "nonzeros", "quadratic")
 HISTORY_ROWS = 1000  # kept checks of --history and --plot; older ones are thinned out
 
-File = Annotated[Path, typer.Argument(metavar="FILE", help="Model: .mps or .lp, also with .gz.", show_default=False)]
+File = Annotated[
+    Path, typer.Argument(metavar="FILE", help="Model: .mps, .qps or .lp, also with .gz; or .mat.", show_default=False)
+]
 Method = Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")]
 Tolerance = Annotated[
     float | None, typer.Option(help="Largest relative residual and gap, > 0. [default: 1e-6; float32: 1e-4]")
@@ -49,7 +52,8 @@ class SolveOutcome(Outcome):
         file: the model's file as the user named it; name: the model's own name.
         residuals, absolute: relative and absolute, by name (`primal`, `dual`, `gap`).
         seconds: read, presolve, compile, solve.
-        problem: rows, columns, nonzeros; presolve: what it found, the rows and columns it removed, None without it.
+        problem: rows, columns, nonzeros, and quadratic, those of a Q.
+        presolve: what it found, the rows and columns it removed, None without it.
         notes: what the reader did to the file; files: what was written.
     """
 
@@ -69,7 +73,7 @@ class SolveOutcome(Outcome):
     seconds: dict[str, float | None] = field(
         default_factory=lambda: dict.fromkeys(("read", "presolve", "compile", "solve"))
     )
-    problem: dict[str, int | None] = field(default_factory=lambda: dict.fromkeys(("rows", "columns", "nonzeros")))
+    problem: dict[str, int | None] = field(default_factory=lambda: dict.fromkeys(SIZES))
     presolve: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
@@ -105,7 +109,8 @@ class SolveOutcome(Outcome):
         """The solution for people: what was solved, how it ended, how good it is; "" before there is one."""
         if self.iterations is None:
             return ""
-        sizes = ", ".join(f"{count} {what}" for what, count in self.problem.items())
+        words = {"quadratic": "nonzeros of Q"}
+        sizes = ", ".join(f"{n} {words.get(what, what)}" for what, n in self.problem.items() if n is not None)
         result = [
             ("objective", format_number(self.objective, ".10g")),
             ("dual objective", format_number(self.dual_objective, ".10g")),
@@ -153,7 +158,7 @@ def solve(
     presolve: Presolve = True,
     quiet: Quiet = False,
 ) -> SolveOutcome:
-    """Solve the linear program in FILE."""
+    """Solve the linear or quadratic program in FILE."""
     outcome: SolveOutcome = ctx.obj.outcome
     outcome.file, outcome.method, outcome.dtype = str(file), method, dtype
     _check_choice("--method", method, METHODS)
@@ -173,6 +178,9 @@ def solve(
     model = read_model(file, dtype=dtype)
     outcome.seconds.update(read=time.monotonic() - before)
     _describe(outcome, model)
+    linear = outcome.problem["quadratic"] is None
+    if presolve and not linear:
+        outcome.notes.append("solved without presolve, which takes linear programs only")
 
     report = timed_run(
         model.problem,
@@ -184,7 +192,7 @@ def solve(
         checkpoint=checkpoint,
         resume=resume,
         history=HISTORY_ROWS if history or plot else 0,
-        presolve=presolve,
+        presolve=presolve and linear,
     )
     default = 1e-6 if dtype == "float64" else 1e-4
     outcome.tolerance = default if tolerance is None else tolerance
@@ -264,9 +272,11 @@ def _describe(outcome: SolveOutcome, model: Any) -> None:
     import numpy as np
 
     rows, columns = model.problem.shape
-    nonzeros = int(np.count_nonzero(np.asarray(model.problem.A.entries)))
     outcome.name, outcome.notes = model.name, list(model.notes)
-    outcome.problem.update(rows=rows, columns=columns, nonzeros=nonzeros)
+    outcome.problem.update(rows=rows, columns=columns)
+    for what, name in (("nonzeros", "A"), ("quadratic", "Q")):
+        if hasattr(model.problem, name):
+            outcome.problem[what] = int(np.count_nonzero(np.asarray(getattr(model.problem, name).entries)))
 
 
 def _judge(outcome: SolveOutcome, model: Any, report: Any) -> None:

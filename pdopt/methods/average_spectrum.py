@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pdopt.errors import InvalidOption, require_range
+from pdopt.errors import InvalidOption, UnsupportedProblem, require_range
 from pdopt.geometry.checks import concrete
 from pdopt.operators.scaling import Scaling
+from pdopt.problems.quadratic import QuadraticProgram
 from pdopt.problems.transport_saddle import require_balanced
 from pdopt.problems.views import in_metric, saddle
 from pdopt.rules.correction import Bend, correct, imaged, towards
@@ -134,8 +135,10 @@ class AverageSpectrum:
         require_range("weight", self.weight, 0.0, open_low=True)
 
     def admit(self, problem: Any) -> None:
-        """Refuse an unbalanced transport before tracing."""
+        """Refuse an unbalanced transport, and a quadratic program, before tracing."""
         require_balanced(problem)
+        if isinstance(problem, QuadraticProgram):
+            raise UnsupportedProblem("AverageSpectrum has no view of a QuadraticProgram: its step knows no curvature")
 
     def view(self, problem: Any) -> Any:
         """The problem as this method sees it."""

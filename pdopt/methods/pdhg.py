@@ -33,10 +33,14 @@ ACCELERATIONS = {"halpern": Halpern, "averaged": Averaged, "relaxed": Relaxed, "
 
 
 class Image(NamedTuple):
-    """A primal point with its violation `v(point)`; both are averaged, reflected and extrapolated together."""
+    """A primal point with its violation `v(point)`; both are averaged, reflected and extrapolated together.
+
+    Where f is curved its slope `Q point` travels too; where it is not, () adds nothing.
+    """
 
     point: Any
     violation: Any
+    slope: Any = ()
 
 
 class State(NamedTuple):
@@ -149,9 +153,11 @@ class PDHG:
         def primal(x: Image, y: Any) -> Image:
             if hasattr(view, "stride"):  # the two in one pass over data that are too large for two
                 point = view.stride(x.point, y, steps.primal)
+            elif hasattr(view, "slope"):
+                point = view.curved_step(x.point, x.slope, y, steps.primal)
             else:
                 point = view.prox(x.point - steps.primal * view.gradient(x.point, y), steps.primal)
-            return Image(point, view.violation(point))
+            return image(view, point)
 
         return row(primal, lambda seen: seen.violation, view.move, theta=1.0)
 
@@ -162,7 +168,7 @@ class PDHG:
 
     def init(self, view: Any, start: Pair) -> State:
         """The first state from a pair in the view's units."""
-        point = Pair(Image(start.x, view.violation(start.x)), start.y)
+        point = Pair(image(view, start.x), start.y)
         size = self.stepsize.init(view.norm(self.stepsize.products))
         dtype = jnp.result_type(size.eta)
         return State(self.acceleration.init(point), size, self.weight.init(view.balance), Epoch.begin(dtype))
@@ -173,7 +179,7 @@ class PDHG:
         track, _, visit = self.acceleration.apply(self._map(view, size, omega), state.track, Memory(), size.eta)
         taken = jnp.int32(1)
         if self.stepsize.adapts:
-            moved = movement(visit)
+            moved = movement(view, visit)
             size = self.stepsize.update(size, moved, omega)
             track = optax.tree.where(size.accepted, track, state.track)
             taken = size.accepted.astype(jnp.int32)
@@ -196,12 +202,12 @@ class PDHG:
     def _candidate(self, view: Any, state: State, visit: Visit) -> tuple[Pair, Any]:
         """The point a restart would go to, and its fixed-point error."""
         omega, eta = state.weight.omega, state.size.eta
-        error = movement(visit).error(eta, omega)
+        error = movement(view, visit).error(eta, omega)
         if not isinstance(self.acceleration, Averaged):
             return self.acceleration.best(state.track, visit), error
         mean = state.track.mean
         of_mean, _ = self._map(view, state.size, omega)(mean, Memory())
-        mean_error = movement(Visit(mean, of_mean)).error(eta, omega)
+        mean_error = movement(view, Visit(mean, of_mean)).error(eta, omega)
         return optax.tree.where(mean_error < error, mean, visit.after), jnp.minimum(mean_error, error)
 
     def direction(self, view: Any, state: State, visit: Visit) -> Pair:
@@ -225,21 +231,27 @@ class PDHG:
         # Without an anchor the last step stands for the epoch.
         candidate, anchor = (visit.after, visit.before) if self.remakes else (candidate, state.track.anchor)
         dx, dy = _distance(candidate.x.point, anchor.x.point), _distance(candidate.y, anchor.y)
-        moved = self.weight.update(state.weight, dx, dy, movement(visit).ratio(state.weight.omega))
+        moved = self.weight.update(state.weight, dx, dy, movement(view, visit).ratio(state.weight.omega))
         weight = optax.tree.where(restart, moved, state.weight)
         track = optax.tree.where(restart, self.acceleration.init(candidate), state.track)
         first = state.epoch.first
         if not self.stepsize.adapts:
             after, _ = self._map(view, state.size, weight.omega)(track.point, Memory())
-            first = movement(Visit(track.point, after)).error(state.size.eta, weight.omega)
+            first = movement(view, Visit(track.point, after)).error(state.size.eta, weight.omega)
         return State(track, state.size, weight, self.restart.update(state.epoch, restart, error, first))
 
 
-def movement(visit: Visit) -> Movement:
-    """What one step moved: `|dx|^2`, `|dy|^2` and `<dy, dv>`."""
+def image(view: Any, point: Any) -> Image:
+    """A point with everything that is linear in it."""
+    return Image(point, view.violation(point), view.slope(point) if hasattr(view, "slope") else ())
+
+
+def movement(view: Any, visit: Visit) -> Movement:
+    """What one step moved: `|dx|^2`, `|dy|^2`, `<dy, dv>`, and `dx'(H - Q)dx` where f is curved."""
     change = optax.tree.sub(visit.after, visit.before)
     dx, dv, dy = change.x.point, change.x.violation, change.y
-    return Movement(optax.tree.vdot(dx, dx), optax.tree.vdot(dy, dy), optax.tree.vdot(dy, dv))
+    bend = view.bend(dx, change.x.slope) if hasattr(view, "slope") else None
+    return Movement(optax.tree.vdot(dx, dx), optax.tree.vdot(dy, dy), optax.tree.vdot(dy, dv), bend)
 
 
 def _distance(a: Any, b: Any) -> Any:

@@ -28,8 +28,11 @@ class Scaling:
     bound_objective: bool = True
 
 
-def equilibrate(operator: Any, ruiz: int, pock_chambolle: bool) -> tuple[Any, Any]:
+def equilibrate(operator: Any, ruiz: int, pock_chambolle: bool, curvature: Any = None) -> tuple[Any, Any]:
     """Row factors D `(m,)` and column factors E `(n,)`; zero rows and columns keep 1.
+
+    A `curvature` Q, `(n, n)`, is scaled by `E^-1` from both sides, so the columns of `[A; Q]` count: the larger of both
+    in a Ruiz pass (MPAX), their sum in that of Pock and Chambolle.
 
     Example:
         >>> from pdopt.operators.dense import Dense
@@ -43,7 +46,11 @@ def equilibrate(operator: Any, ruiz: int, pock_chambolle: bool) -> tuple[Any, An
     def shrink(factors: tuple[Any, Any], kind: str) -> tuple[Any, Any]:
         row, column = factors
         scaled = operator.scale(1 / row, 1 / column)
-        return row * _root(scaled.row_norms(kind)), column * _root(scaled.column_norms(kind))
+        across = scaled.column_norms(kind)
+        if curvature is not None:
+            curved = curvature.scale(1 / column, 1 / column).column_norms(kind)
+            across = jnp.maximum(across, curved) if kind == "linf" else across + curved
+        return row * _root(scaled.row_norms(kind)), column * _root(across)
 
     factors = lax.fori_loop(0, ruiz, lambda _, f: shrink(f, "linf"), start) if ruiz else start
     return shrink(factors, "l1") if pock_chambolle else factors

@@ -10,6 +10,7 @@ builds nothing: it raises at the first line that does not mean one thing, and re
     RHS      [set] row value [row value]              on the objective row: minus the offset
     RANGES   [set] row value [row value]              L: [b - |r|, b], G: [b, b + |r|], E: [b, b + r] or [b + r, b]
     BOUNDS   kind [set] column [value]                UP LO FX LI UI SC SI with a value, FR MI PL BV without
+    QUADOBJ | QMATRIX                                 the Hessian of the objective: see `mps_quadratic`
 
 Free format separates fields by blanks. Fixed format puts them in columns 2-3, 5-12, 15-22, 25-36, 40-47 and 50-61, so
 names may hold blanks. Of several right-hand sides, ranges or bounds sets none is chosen: the file is refused.
@@ -24,12 +25,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pdopt.errors import InvalidFile
+from pdopt.problems.mps_quadratic import QUADRATIC, scan_hessian
 
 LARGEST = 1e15  # HiGHS refuses matrix values from here on (its option large_matrix_value)
-QUADRATIC = "pdopt does not yet read QPs"
 
-_ALONE = {b"ROWS", b"COLUMNS", b"RHS", b"RANGES", b"BOUNDS", b"ENDATA"}  # headers without a word after them
-_QUADRATIC = {b"QUADOBJ", b"QMATRIX", b"QSECTION", b"QCMATRIX"}
+_ALONE = {b"ROWS", b"COLUMNS", b"RHS", b"RANGES", b"BOUNDS", b"ENDATA", *QUADRATIC}  # headers without a word after them
+_REFUSED = {
+    b"QSECTION": "this form of a quadratic objective is not read; expected QUADOBJ or QMATRIX",
+    b"QCMATRIX": "quadratic constraints are not read, only quadratic objectives",
+}
 _SENSES = {b"MAX": True, b"MAXIMIZE": True, b"MIN": False, b"MINIMIZE": False}
 _MARKER = b"'MARKER'"
 _PLACES = ((1, 3), (4, 12), (14, 22), (24, 36), (39, 47), (49, 61))  # of fixed format, from 0
@@ -42,7 +46,10 @@ _BOUNDS = {
 
 
 class Scan(NamedTuple):
-    """What the scan counted: without the N rows and explicit zeros, as HiGHS counts them."""
+    """What the scan counted: without the N rows and explicit zeros, as HiGHS counts them.
+
+    `quadratic` counts a triangle of the Hessian; `quadratic_line` is that of its section, None where there is none.
+    """
 
     name: str
     rows: int
@@ -50,6 +57,8 @@ class Scan(NamedTuple):
     nonzeros: int
     maximise: bool
     notes: tuple[str, ...]
+    quadratic: int = 0
+    quadratic_line: int | None = None
 
 
 def read_text(path: str | Path) -> bytes:
@@ -129,6 +138,7 @@ class _Scanner:
         self.integers: set[bytes] = set()
         self.bounds: dict[tuple[bytes, str], int] = {}
         self.negative: list[bytes] = []  # columns with a negative upper bound
+        self.quadratic, self.quadratic_line = 0, None
 
     def error(self, message: str, number: int | None = None) -> InvalidFile:
         return InvalidFile(self.path, message, self.number if number is None else number)
@@ -138,6 +148,7 @@ class _Scanner:
             b"NAME": self.no_data, b"ROWS": self.scan_rows, b"COLUMNS": self.scan_columns,
             b"RHS": lambda: self.scan_vector(b"RHS"), b"RANGES": lambda: self.scan_vector(b"RANGES"),
             b"BOUNDS": self.scan_bounds, b"OBJSENSE": self.scan_sense,
+            **{word: lambda word=word: self.scan_quadratic(word) for word in QUADRATIC},
         }  # fmt: skip
         seen: dict[bytes, int] = {}
         header = self.no_data()
@@ -146,7 +157,8 @@ class _Scanner:
             if word in seen:
                 raise self.error(f"a second section {word.decode()}; the first is at line {seen[word]}")
             seen[word] = self.number
-            needs = {b"COLUMNS": b"ROWS", b"RHS": b"COLUMNS", b"RANGES": b"COLUMNS", b"BOUNDS": b"COLUMNS"}.get(word)
+            after_columns = dict.fromkeys((b"RHS", b"RANGES", b"BOUNDS", *QUADRATIC), b"COLUMNS")
+            needs = {b"COLUMNS": b"ROWS", **after_columns}.get(word)
             if needs and needs not in seen:
                 raise self.error(f"section {word.decode()} comes before {needs.decode()}")
             if word == b"NAME":
@@ -164,7 +176,8 @@ class _Scanner:
                 self.number = number
                 raise self.error("text after ENDATA would be ignored")
         rows = sum(kind != b"N" for kind in self.rows.values())
-        return Scan(self.name, rows, len(self.columns), self.nonzeros, self.maximise, tuple(self.notes()))
+        counts = (rows, len(self.columns), self.nonzeros)
+        return Scan(self.name, *counts, self.maximise, tuple(self.notes()), self.quadratic, self.quadratic_line)
 
     def notes(self) -> Iterator[str]:
         for column in self.negative:
@@ -198,9 +211,8 @@ class _Scanner:
             return None
         words = line.split()
         word = words[0]
-        if word in _QUADRATIC:
-            what = "constraint" if word == b"QCMATRIX" else "objective"
-            raise self.error(f"{word.decode()}: quadratic {what}: {QUADRATIC}")
+        if word in _REFUSED:
+            raise self.error(f"{word.decode()}: {_REFUSED[word]}")
         if (word in _ALONE and len(words) == 1) or word == b"NAME" or (word == b"OBJSENSE" and len(words) <= 2):
             return words
         if word.isalpha() and word.isupper() and (len(words) == 1 or self.fixed):
@@ -333,6 +345,14 @@ class _Scanner:
                     raise self.error(f"{where}: an N row has no range")
                 self.value(text, where)
                 given[row] = self.number
+        return self.next_header
+
+    def scan_quadratic(self, section: bytes) -> list[bytes]:
+        if self.quadratic_line is not None:
+            raise self.error(f"a second quadratic objective; the first is at line {self.quadratic_line}")
+        self.quadratic_line = self.number
+        cards = ((self.number, fields) for fields in self.cards(section.decode(), _fixed_card))
+        self.quadratic = scan_hessian(section, cards, self.columns, self.value, self.error)
         return self.next_header
 
     def one_set(self, sets: dict[bytes, int], name: bytes, title: str) -> None:

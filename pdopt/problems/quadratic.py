@@ -14,17 +14,17 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import scipy.sparse as sp
 
-from pdopt.errors import InvalidProblem, require_shape
+from pdopt.errors import require_shape
 from pdopt.operators.convert import as_operator
-from pdopt.operators.dense import Dense
-from pdopt.problems.checks import check_finite, concrete
+from pdopt.operators.diagonal import Diagonal
+from pdopt.problems.checks import check_finite
+from pdopt.problems.convexity import check_definite, check_symmetric
 from pdopt.problems.linear import RAY_TOLERANCE, Certificate, LinearProgram, Rays
 from pdopt.runtime.precision import precision_scope, resolve_dtype
 from pdopt.types import Optimality, Pair, Residuals, record
 
-# Up to this many variables the eigenvalues of a dense Q are looked at (0.1 s at 500).
-EIGENVALUES = 500
 FIELDS = ("c", "A", "row_lower", "row_upper", "lower", "upper", "offset")
 
 
@@ -33,12 +33,14 @@ class QuadraticProgram:
     """`min` (or `max`) `x'Qx/2 + c'x + offset` subject to `row_lower <= A x <= row_upper`, `lower <= x <= upper`.
 
     Args:
-        Q: `(n, n)` symmetric; positive semidefinite for a minimisation, negative for a maximisation.
+        Q: `(n, n)` symmetric; positive semidefinite for a minimisation, negative for a maximisation. Dense, SciPy
+            sparse, BCOO, an operator, or `(n,)`: a diagonal (which a sparse matrix without other entries becomes).
         c, A, row_lower, row_upper, lower, upper, offset, maximise, dtype, check: as for `LinearProgram`.
 
     Raises:
-        InvalidProblem: as for `LinearProgram`; a Q that is not symmetric, or whose eigenvalues have the wrong sign
-            (looked at for a dense Q of up to 500 variables).
+        InvalidProblem: as for `LinearProgram`; a Q that is not symmetric, or that is seen to have an eigenvalue of the
+            wrong sign (`convexity.py`: surely for a diagonal and up to 500 variables, else where a few Lanczos steps
+            meet one).
 
     Example:
         >>> import pdopt
@@ -64,7 +66,7 @@ class QuadraticProgram:
     def __post_init__(self, dtype: Any, check: bool, allow_low_precision: bool) -> None:
         fields = {name: getattr(self, name) for name in ("Q", *FIELDS)}
         dtype = resolve_dtype(fields.items(), dtype, allow_low_precision=allow_low_precision)
-        Q = as_operator(self.Q, dtype)
+        Q = _as_curvature(self.Q, dtype)
         rows = {name: fields[name] for name in FIELDS}
         linear = LinearProgram(**rows, dtype=dtype, check=check, allow_low_precision=allow_low_precision)
         n = linear.shape[1]
@@ -75,9 +77,8 @@ class QuadraticProgram:
         if check:
             if hasattr(Q, "entries"):
                 check_finite("Q", Q.entries)
-            _check_symmetric(Q)
-            if isinstance(Q, Dense) and n <= EIGENVALUES:
-                _check_definite(Q, self.sense)
+            check_symmetric(Q)
+            check_definite(Q, self.sense)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -167,31 +168,12 @@ class QuadraticProgram:
         return found._replace(dual_infeasible=found.dual_infeasible & flat)
 
 
-def _check_symmetric(Q: Any) -> None:
-    """Raise unless Q = Q': entry by entry where they are stored whole, else by one product with a fixed vector."""
-    if isinstance(Q, Dense):
-        there, back = concrete(Q.matrix), concrete(Q.matrix)
-        back = None if back is None else back.T
-    else:
-        with precision_scope(Q):
-            probe = jnp.asarray(np.random.default_rng(0).standard_normal(Q.shape[1]), Q.dtype)
-            there, back = concrete(Q.matvec(probe)), concrete(Q.rmatvec(probe))
-    if there is None or back is None or not there.size:
-        return
-    apart, size = np.abs(there - back), np.abs(there).max()
-    if apart.max() > 100 * np.finfo(there.dtype).eps * size:
-        place = tuple(int(k) for k in np.unravel_index(int(np.argmax(apart)), apart.shape))
-        raise InvalidProblem(f"Q is not symmetric: Q and its transpose differ by {apart.max():g} at index {place}")
-
-
-def _check_definite(Q: Dense, sense: float) -> None:
-    """Raise unless `sense Q` is positive semidefinite up to rounding; the message names the eigenvalue."""
-    matrix = concrete(Q.matrix)
-    if matrix is None or not matrix.size:
-        return
-    values = np.linalg.eigvalsh(sense * matrix.astype(np.float64))
-    if values[0] < -100 * np.finfo(matrix.dtype).eps * np.abs(values).max():
-        side, which = ("positive", "smallest") if sense > 0 else ("negative", "largest")
-        raise InvalidProblem(
-            f"Q is not {side} semidefinite: its {which} eigenvalue is {sense * values[0]:g}; the problem is not convex"
-        )
+def _as_curvature(Q: Any, dtype: Any) -> Any:
+    """An operator from what users have; a vector and a sparse matrix without entries off the diagonal become one."""
+    if sp.issparse(Q) and Q.shape[0] == Q.shape[1]:
+        entries = sp.coo_matrix(Q)
+        if not np.any(entries.data[entries.row != entries.col]):
+            return Diagonal.make(Q.diagonal(), dtype)
+    if not hasattr(Q, "matvec") and np.ndim(Q) == 1:
+        return Diagonal.make(Q, dtype)
+    return as_operator(Q, dtype)

@@ -27,6 +27,7 @@ from pdopt.problems.linear import LinearProgram
 from pdopt.problems.nonlinear import NonlinearProgram
 from pdopt.problems.nonlinear_view import NonlinearView
 from pdopt.problems.quadratic import QuadraticProgram
+from pdopt.problems.quadratic_saddle import QuadraticSaddle
 from pdopt.problems.quadratic_view import QuadraticConstrained, require_equalities, require_strictly_convex
 from pdopt.types import Pair, record
 
@@ -235,7 +236,19 @@ def require_augmented_minimiser(problem: Any) -> None:
 @saddle.register
 def _(lp: LinearProgram, scaling: Scaling) -> LinearSaddle:
     lp = lp.minimised()
-    D, E = equilibrate(lp.A, scaling.ruiz, scaling.pock_chambolle)
+    return _scaled(lp, *equilibrate(lp.A, scaling.ruiz, scaling.pock_chambolle), scaling)
+
+
+@saddle.register
+def _(qp: QuadraticProgram, scaling: Scaling) -> QuadraticSaddle:
+    qp = qp.minimised()
+    D, E = equilibrate(qp.A, scaling.ruiz, scaling.pock_chambolle, qp.Q)
+    linear = _scaled(qp.linear, D, E, scaling)
+    return QuadraticSaddle.make(linear, qp.Q.scale(linear.objective / linear.bound / E, 1 / E))
+
+
+def _scaled(lp: LinearProgram, D: Any, E: Any, scaling: Scaling) -> LinearSaddle:
+    """The view of a minimisation with row factors D and column factors E."""
     scaled = lp.A.scale(1 / D, 1 / E)
     operator, row_order, column_order = scaled.ordered()
     c, rl, ru, l, u = lp.c / E, lp.row_lower / D, lp.row_upper / D, lp.lower * E, lp.upper * E

@@ -2,7 +2,7 @@
 
 PDHG is safe for `eta |A| <= 1`. What a step really met is smaller: with the movement of one step,
 
-    limit = (omega |dx|^2 + |dy|^2 / omega) / (2 |<dy, dv>|),      dv = v(x') - v(x)
+    limit = (omega |dx|^2 + |dy|^2 / omega) / (2 |<dy, dv>| - bend),      dv = v(x') - v(x)
 
 a step of size eta <= limit is admissible (Applegate et al. 2021, arXiv 2106.04756, algorithm 2).
 """
@@ -21,18 +21,25 @@ FREE = 1e3  # limit / base from which a step counts as not having met the operat
 
 
 class Movement(NamedTuple):
-    """Squares and the cross product of one step: `|dx|^2`, `|dy|^2`, `<dy, dv>`."""
+    """Squares and the cross product of one step: `|dx|^2`, `|dy|^2`, `<dy, dv>`.
+
+    `bend` is what a bounded curvature adds to the metric, `dx'(H - Q)dx >= 0` (None: nothing): a longer step is
+    admissible with it, and the error counts it.
+    """
 
     primal: Any
     dual: Any
     cross: Any
+    bend: Any = None
 
     def error(self, eta: Any, omega: Any) -> Any:
         """Fixed-point error in the metric of PDHG over sqrt(eta), so that different etas compare.
 
-        `sqrt(omega |dx|^2 + |dy|^2 / omega - 2 eta <dy, dv>) / sqrt(eta)`.
+        `sqrt(omega |dx|^2 + |dy|^2 / omega - 2 eta <dy, dv> + eta bend) / sqrt(eta)`.
         """
         square = omega * self.primal + self.dual / omega - 2 * eta * self.cross
+        if self.bend is not None:
+            square = square + eta * self.bend
         return jnp.sqrt(jnp.maximum(square, 0) / eta)
 
     def ratio(self, omega: Any) -> Any:
@@ -46,6 +53,8 @@ class Movement(NamedTuple):
     def limit(self, omega: Any) -> Any:
         """The largest admissible eta that this step met; infinite where nothing crossed."""
         crossed = 2 * jnp.abs(self.cross)
+        if self.bend is not None:
+            crossed = crossed - self.bend
         moved = omega * self.primal + self.dual / omega
         return jnp.where(crossed > 0, moved / jnp.where(crossed > 0, crossed, 1), jnp.inf)
 

@@ -141,7 +141,7 @@ def test_the_first_crossed_row_is_named():
 def test_afiro(capsys, tmp_path):
     assert execute(["solve", str(DATA / "afiro.mps.gz"), "--json", "--quiet", "--tolerance", "1e-8"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["problem"] == {"rows": 27, "columns": 32, "nonzeros": 83}
+    assert found["problem"] == {"rows": 27, "columns": 32, "nonzeros": 83, "quadratic": None}
     assert found["objective"] == pytest.approx(-464.7531428571, rel=1e-6)
     assert max(found["residuals"].values()) <= 1e-8
 
