@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from pdopt.operators.dense import Dense
     from pdopt.operators.implicit import Implicit
     from pdopt.operators.sparse import Sparse
+    from pdopt.problems.active_set import proximal_program
     from pdopt.problems.allocation import Allocation
     from pdopt.problems.applications import Auctions, EntropicMatching, RevenueManagement
     from pdopt.problems.arrivals import Corrupted, Modulated, Phases, Seasonal
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from pdopt.run import run
     from pdopt.simulate import simulate
     from pdopt.solve import solve
+    from pdopt.solve_many import solve_many
     from pdopt.types import Memory, Pair, Residuals, Solution, Status, Steps, Visit, record
 
 # Public name -> the module it is imported from at its first use.
@@ -155,6 +157,7 @@ _HOMES = {
     "offline": "offline",
     "pairwise": "methods.pairwise",
     "read_model": "problems.mps",
+    "proximal_program": "problems.active_set",
     "read_mps": "problems.mps",
     "read_qps": "problems.mps",
     "read_solution": "problems.solution_file",
@@ -163,6 +166,7 @@ _HOMES = {
     "sample": "problems.sampling",
     "simulate": "simulate",
     "solve": "solve",
+    "solve_many": "solve_many",
     "stochastic_configuration_lp": "matching_bounds",
     "upper_triangular": "problems.matching",
     "worst_order": "problems.sampling",
@@ -253,6 +257,7 @@ __all__ = [
     "offline",
     "pairwise",
     "polish_bilevel",
+    "proximal_program",
     "read_model",
     "read_mps",
     "read_qps",
@@ -263,6 +268,7 @@ __all__ = [
     "simulate",
     "sinkhorn_divergence",
     "solve",
+    "solve_many",
     "stochastic_configuration_lp",
     "upper_triangular",
     "worst_order",

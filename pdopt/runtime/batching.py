@@ -23,10 +23,13 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from pdopt.runtime.precision import precision_scope
 
-ELEMENTWISE = frozenset(
-    ["abs", "add", "and", "atan2", "cbrt", "ceil", "clamp", "convert_element_type", "copy", "copy_p", "cos", "div", "eq", "erf", "exp", "exp2", "expm1", "floor", "ge", "gt", "integer_pow", "is_finite", "le", "log", "log1p", "logistic", "lt", "max", "min", "mul", "ne", "neg", "nextafter", "not", "or", "pow", "real", "reduce_precision", "rem", "round", "rsqrt", "select_n", "shift_left", "shift_right_arithmetic", "shift_right_logical", "sign", "sin", "sqrt", "square", "stop_gradient", "sub", "tan", "tanh", "xor"]
-)
-ALONG_AXES = frozenset(["reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "argmax", "argmin"])
+_SAME_SHAPE = """abs add and atan2 cbrt ceil clamp convert_element_type copy copy_p cos div eq erf exp exp2 expm1 floor
+ge gt integer_pow is_finite le log log1p logistic lt max min mul ne neg nextafter not or pow real reduce_precision rem
+round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin sqrt square stop_gradient sub tan
+tanh xor"""
+ELEMENTWISE = frozenset(_SAME_SHAPE.split())
+_REDUCTIONS = ("sum", "max", "min", "prod", "and", "or")
+ALONG_AXES = frozenset((*(f"reduce_{kind}" for kind in _REDUCTIONS), "argmax", "argmin"))
 CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "custom_jvp_call": "call_jaxpr",
          "custom_vmap_call": "call", "remat": "jaxpr", "checkpoint": "jaxpr"}  # fmt: skip
 
