@@ -186,7 +186,7 @@ def unrolled_steps(method: Any, max_iterations: Any) -> int:
         )
     if hasattr(method, "block") or hasattr(method, "judged") or getattr(method, "remakes", False):
         raise UnsupportedProblem(
-            f"{type(method).__name__} cannot be unrolled; gradient='unrolled' is for methods of plain steps such as PDHG()"
+            f"{type(method).__name__} cannot be unrolled; gradient='unrolled' is for methods of plain steps (PDHG())"
         )
     return max_iterations
 
