@@ -1,8 +1,8 @@
-"""`solve_many`: many programs that differ in some data, a fixed number at a time, each place refilled when it falls free.
+"""`solve_many`: programs that differ in some data, a fixed number at a time, each place refilled when it falls free.
 
-A `vmap` of `solve` runs until its slowest member ends. Here a compiled batch of `width` members advances by a few checks
-at a time; between two advances members that have ended leave and waiting ones take their places, so that no lane idles
-while others wait. The batch is carried along the last axis (`pdopt/runtime/batching.py`): products with a matrix that
+A `vmap` of `solve` runs until its slowest member ends. Here a compiled batch of `width` members advances by a few
+checks at a time; between two advances members that have ended leave and waiting ones take their places, so that no
+lane idles while others wait. The batch is carried along the last axis (`pdopt/runtime/batching.py`): products with a matrix that
 all share are matrix-matrix products.
 """
 
@@ -24,6 +24,7 @@ from pdopt.solve import checked_options, checked_start, default_method, finish, 
 from pdopt.types import Pair, Solution, Status
 
 WIDTH = 64  # members at a time: on a CPU the fastest of 16 to 256 on e226 (their vectors stay in the second cache)
+FIELDS = ("c", "A", "row_lower", "row_upper", "lower", "upper", "Q", "offset")
 CHECKS = 16  # between two looks at who has ended
 
 
@@ -102,7 +103,12 @@ def _pool(
     """The host's loop: fill places, advance all, take out who has ended."""
     places, waiting = np.full(width, -1), 0
     out: Any = None
-    carry: Any = None
+    none = np.zeros(width, bool)
+    rows = np.zeros(width, int)
+    taken = lambda rows: jax.tree.map(lambda leaf: leaf[rows], (members, starts))
+    # The carry of nobody, so that the first advance is the same compiled program as all others.
+    shapes = jax.eval_shape(partial(_advance, width=width), problem, method, *taken(rows), None, none, *options)[0]
+    carry: Any = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     left = count
     while left:
         empty = np.flatnonzero(places < 0)[: count - waiting]
@@ -112,8 +118,7 @@ def _pool(
         waiting += empty.size
         # A place that nobody waits for goes on holding somebody who has ended: frozen, and never read again.
         rows = np.maximum(places, 0)
-        data = (problem, method, *jax.tree.map(lambda leaf: leaf[rows], (members, starts)))
-        carry, found = _advance(*data, carry, fresh, *options, width=width)
+        carry, found = _advance(problem, method, *taken(rows), carry, fresh, *options, width=width)
         status = np.asarray(carry.status)
         done = np.flatnonzero((places >= 0) & (status != Status.RUNNING))
         if done.size:
@@ -169,7 +174,7 @@ def _count(problem: Any, changes: Mapping[str, Any]) -> int:
     for name, value in changes.items():
         held = getattr(problem, name, None)
         if held is None or isinstance(held, bool):
-            raise unknown_name("field", name, [n for n in ("c", "A", "row_lower", "row_upper", "lower", "upper", "Q")])
+            raise unknown_name("field", name, list(FIELDS))
         own = held.values.shape if isinstance(held, Sparse) else np.shape(getattr(held, "matrix", held))
         if np.shape(value)[1:] != tuple(own):
             raise InvalidProblem(f"changes[{name!r}] has shape {np.shape(value)}; expected (K, *{tuple(own)})")
