@@ -2,8 +2,8 @@
 
 A `vmap` of `solve` runs until its slowest member ends. Here a compiled batch of `width` members advances by a few
 checks at a time; between two advances members that have ended leave and waiting ones take their places, so that no
-lane idles while others wait. The batch is carried along the last axis (`pdopt/runtime/batching.py`): products with a matrix that
-all share are matrix-matrix products.
+lane idles while others wait. The batch is carried along the last axis (`pdopt/runtime/batching.py`): products with a
+matrix that all share are matrix-matrix products.
 """
 
 from collections.abc import Mapping
