@@ -40,6 +40,7 @@ class Options(NamedTuple):
     source: str = "auto"
     families: tuple[str, ...] = ()
     patience: float = 0.0  # 0: the limit is of wall seconds; else of CPU seconds, and wall ones may be so many times it
+    largest: int | None = None
 
 
 def run_all(

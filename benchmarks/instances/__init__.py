@@ -9,15 +9,17 @@ from benchmarks.instances.generated import generated
 STATUS = {"optimal": "optimal", "infeasible": "primal_infeasible", "primal_infeasible": "primal_infeasible"}
 
 
-def read_folder(folder: Path, reference: Path) -> list[Instance]:
-    """All linear programs of a folder with what the reference table says of them; quadratic programs are left out."""
+def read_folder(folder: Path, reference: Path, largest: int | None = None) -> list[Instance]:
+    """The linear programs of a folder of up to `largest` nonzeros, with what the reference table says of them."""
     with reference.open() as file:
         known = {row["name"]: row for row in csv.DictReader(file)}
     found = []
     for path in sorted(folder.glob("*.mps.gz")):
         name = path.name.removesuffix(".mps.gz")
         row = known.get(name, {})
-        data = None if row.get("kind") == "QP" else read_mps(path)
+        if row.get("kind") == "QP" or (largest is not None and int(row.get("nonzeros") or 0) > largest):
+            continue
+        data = read_mps(path)
         if data is None:
             continue
         text = row.get("objective", "")
@@ -32,9 +34,13 @@ FAMILIES = ("core", "netlib", "kennington", "meszaros", "pds", "rail", "infeasib
 
 
 def linear_instances(
-    folder: Path, full: bool, seed: int, source: str = "auto", families: tuple[str, ...] = ()
-) -> list[Instance]:
-    """The families named, else `core` (quick) or all others (full) of `folder/lp`; else generated ones."""
+    folder: Path, full: bool, seed: int, source: str = "auto", families: tuple[str, ...] = (),
+    largest: int | None = None,
+) -> list[Instance]:  # fmt: skip
+    """The families named, else `core` (quick) or all others (full) of `folder/lp`; else generated ones.
+
+    `largest`: the most nonzeros of an instance of the folder; None: no limit.
+    """
     lp = folder / "lp"
     if source == "generated" or (source == "auto" and not lp.is_dir()):
         return generated(seed, scale=4 if full else 1)
@@ -43,5 +49,5 @@ def linear_instances(
     found = []
     for family in families or (FAMILIES[1:] if full else FAMILIES[:1]):
         own = lp / family / "reference.csv"
-        found += read_folder(lp / family, own if own.exists() else lp / "reference.csv")
+        found += read_folder(lp / family, own if own.exists() else lp / "reference.csv", largest)
     return found

@@ -1,4 +1,4 @@
-"""pdopt itself in float64: the three engines of `pdopt.PDHG`, for linear and quadratic programs."""
+"""pdopt itself in float64: the engines of `pdopt.PDHG`, as they are or behind presolve; linear and quadratic programs."""
 
 import time
 from typing import Any
@@ -14,44 +14,51 @@ from benchmarks.solvers import Answer, Timing, timed
 ENGINES = {"default": pdopt.PDHG, "constant": pdopt.PDHG.constant, "averaged": pdopt.PDHG.averaged}
 HISTORY = 256  # rows kept of the residuals at checks, for the convergence plot; part of the time measured
 PACE = 640  # iterations that tell the speed
+MOST = 100_000_000  # iterations: time is what ends a run
 _prepared: dict[int, tuple[LinearData, Any, float]] = {}
 
 
-def solve(data: LinearData, tolerance: float, limit: float, engine: str = "default") -> Answer:
+def solve(data: LinearData, tolerance: float, limit: float, engine: str = "default", presolve: bool = False) -> Answer:
     """Compile time = first call with one block of steps less a second such call; then the whole solve, compiled.
 
     The tolerance is traced, so a second tolerance on the same data compiles nothing; the compile time of the first is
     reported with both. There is no time limit inside the traced `solve`: the harness ends the process. The limit of a
-    quadratic program is one of CPU seconds: it is given the iterations that fit, by the speed of the first ones.
+    quadratic program is one of CPU seconds: it is given the iterations that fit, by the speed of the first ones. With
+    presolve it is `pdopt.run` that solves, and the time of presolve and of postsolve is in its figures.
     """
     method = ENGINES[engine]()
+
+    def whole(problem: Any, tolerance: float, most: int) -> Any:
+        if presolve:
+            solution = pdopt.run(
+                problem, method, tolerance=tolerance, max_iterations=most, time_limit=limit, history=HISTORY,
+                presolve=True,
+            )  # fmt: skip
+        else:
+            solution = pdopt.solve(problem, method, tolerance=tolerance, max_iterations=most, history=HISTORY)
+        return jax.block_until_ready(solution)
+
     with jax.enable_x64(True):
         if id(data) not in _prepared:
             problem = _problem(data)
             spans = []
             for _ in range(2):
                 start = time.perf_counter()
-                jax.block_until_ready(
-                    pdopt.solve(problem, method, tolerance=tolerance, max_iterations=1, history=HISTORY).x
-                )
+                whole(problem, tolerance, 1)
                 spans.append(time.perf_counter() - start)
             _prepared.clear()
             _prepared[id(data)] = (data, problem, max(spans[0] - spans[1], 0.0))
         _, problem, compile_seconds = _prepared[id(data)]
-
-        def run(most: int) -> Any:
-            options = {"tolerance": tolerance, "max_iterations": most, "history": HISTORY}
-            return jax.block_until_ready(pdopt.solve(problem, method, **options))
-
-        most = 100_000_000
-        if data.Q is not None:
-            _, seconds, _ = timed(lambda: run(PACE), 1)
+        most = MOST
+        if data.Q is not None and not presolve:
+            _, seconds, _ = timed(lambda: whole(problem, tolerance, PACE), 1)
             most = max(int(limit / seconds * PACE), PACE)
-        solution, cpu, wall = timed(lambda: run(most))
-    proof = solution.certificate
+        solution, cpu, wall = timed(lambda: whole(problem, tolerance, most))
+    proof = solution.certificate  # none where presolve decides
+    z, ray = (None, None) if proof is None else (np.array(proof.z), proof.ray)
     return Answer(
         str(solution.reason), np.array(solution.x), np.array(solution.y), Timing(compile_seconds, cpu, wall),
-        int(solution.iterations), np.array(proof.z), np.array(proof.ray.x), np.array(proof.ray.y),
+        int(solution.iterations), z, None if ray is None else np.array(ray.x), None if ray is None else np.array(ray.y),
         None if solution.history is None else _table(solution.history),
     )  # fmt: skip
 

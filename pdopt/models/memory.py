@@ -21,7 +21,7 @@ import numpy as np
 from pdopt.errors import InvalidOption, require_range
 from pdopt.models.config import DecoderConfig
 from pdopt.models.decoder import REMATS
-from pdopt.models.log_probs import CHUNK
+from pdopt.models.log_probs import rows_at_once
 from pdopt.models.sharding import RULES, parameter_specs, sizes_of
 
 
@@ -78,7 +78,7 @@ class _Local(NamedTuple):
 
 def training_memory(
     config: DecoderConfig, mesh: Any, *, rows: int, length: int, dtype: Any = np.float32, compute: Any = None,
-    remat: str = "full", chunk: int = CHUNK, moments: int = 2, adapters: int = 0,
+    remat: str = "full", chunk: int | None = None, moments: int = 2, adapters: int = 0,
 ) -> MemoryPlan:  # fmt: skip
     """Memory of a training step: token log-probabilities, their gradient, an optimiser with moments.
 
@@ -88,7 +88,7 @@ def training_memory(
         rows, length: of one micro-batch, over all devices.
         dtype: of parameters (moments are float32); compute: of activations, None: the same.
         remat: as in `Execution`.
-        chunk: tokens whose logits exist at once, on each device.
+        chunk: tokens whose logits exist at once, on each device; None: as `token_log_probs` chooses.
         moments: arrays of a parameter's shape in the optimiser: AdamW 2, Lion and Muon 1, SGD 0.
         adapters: numbers trained instead of the parameters (LoRA); 0: all parameters are.
 
@@ -102,7 +102,8 @@ def training_memory(
         [('parameters', 1760), ('moments', 3524), ('batch', 64)]
     """
     for name, value in (("rows", rows), ("length", length), ("chunk", chunk)):
-        require_range(name, value, 1)
+        if value is not None:
+            require_range(name, value, 1)
     require_range("moments", moments, 0)
     require_range("adapters", adapters, 0)
     if remat not in REMATS:
@@ -121,7 +122,7 @@ def training_memory(
         kept.insert(1, Part("adapters", adapters * size, f"{adapters:,} numbers, on every device"))
     saved, one = _saved(config, local, length, c)[remat], _block(config, local, length, c)
     layer = _layer_numbers(config, sizes)
-    here = min(chunk, local.rows * length)
+    here = min(chunk or rows_at_once(local.vocabulary), local.rows * length)
     table = config.width * local.vocabulary
     made = [
         Part("gradients", trained * size, "as what is trained"),

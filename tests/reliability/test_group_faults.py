@@ -29,12 +29,12 @@ def assert_the_same(path, leaves):
 def test_row_61_a_signal_to_one_process_stops_both_at_the_same_step(alone, tmp_path, monkeypatch):
     monkeypatch.setenv("PDOPT_TEST_FOLDER", str(tmp_path))
     monkeypatch.setenv("PDOPT_TEST_FAULT", "signal")
-    first, second = run_group("preempt", 2, devices=1, deadline=300)
+    first, second = run_group("preempt", 2, devices=1, deadline=600)
     assert first == second
     assert first[0] in ("steps 2 interrupted", "steps 3 optimal"), "jax agrees on a step that all can reach"
     # jax remembers a preemption as long as a process lives: a run goes on in new ones, as a scheduler starts them.
     monkeypatch.setenv("PDOPT_TEST_FAULT", "")
-    assert run_group("preempt", 2, devices=1, deadline=300) == [["steps 3 optimal"]] * 2
+    assert run_group("preempt", 2, devices=1, deadline=600) == [["steps 3 optimal"]] * 2
     assert_the_same(tmp_path / "many.npz", alone)
 
 
@@ -42,9 +42,9 @@ def test_row_62_a_killed_process_ends_the_group_and_the_run_goes_on(alone, tmp_p
     monkeypatch.setenv("PDOPT_TEST_FOLDER", str(tmp_path))
     monkeypatch.setenv("PDOPT_TEST_FAULT", "kill")
     with pytest.raises(GroupError, match="process 1 ended with code -9"):
-        run_group("preempt", 2, devices=1, deadline=300)
+        run_group("preempt", 2, devices=1, deadline=600)
     assert (tmp_path / "many" / "state" / "1").is_dir(), "what was saved before"
     monkeypatch.setenv("PDOPT_TEST_FAULT", "")
-    first, _ = run_group("preempt", 2, devices=1, deadline=300)
+    first, _ = run_group("preempt", 2, devices=1, deadline=600)
     assert first == ["steps 3 optimal"]
     assert_the_same(tmp_path / "many.npz", alone)
