@@ -1,4 +1,4 @@
-"""pdopt itself in float64: the engines of `pdopt.PDHG`, as they are or behind presolve; linear and quadratic programs."""
+"""pdopt itself in float64: the engines of `pdopt.PDHG`, as they are or behind presolve; linear and quadratic."""
 
 import time
 from typing import Any

@@ -1,0 +1,173 @@
+"""Transport linear programs: pdopt on sums and broadcasts, OR-tools PDLP on the explicit matrix of 2 n m entries.
+
+`min <C, T>  subject to  T 1 = a, T' 1 = b, T >= 0` with uniform costs and marginals of mean 1, both asked for 1e-4 and
+judged by the same numbers (PDLP's, and the L1 error of the marginals). Memory of ours: what the resident set grows by
+beyond that after a small solve of the same kind. `python -m benchmarks.structured SIDE N LIMIT` is one child, on one
+core.
+"""
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from benchmarks.children import measured
+from benchmarks.claims import Claim
+from benchmarks.harness import Options
+from benchmarks.machine import machine
+from benchmarks.plots import COLOURS, picture_axes, save_picture
+from benchmarks.report import Report, Table, number
+from benchmarks.transport_memory import peak_mb
+from benchmarks.worker import FLAG
+
+ABOUT = "transport by an operator that is never stored, against OR-tools PDLP on the explicit matrix"
+SIDES, SIZES = ("pdopt", "pdlp"), (300, 2000)
+TOLERANCE, FASTER, ARRAYS = 1e-4, 5.0, 4.0
+LIMIT = 300.0  # CPU seconds of PDLP in full mode; what it has not ended by then is a lower bound
+
+
+def run(options: Options, say: Any = print) -> Report:
+    """300 x 300 in quick mode, and 2 000 x 2 000 in full, with a limit on PDLP."""
+    sizes = SIZES if options.full else SIZES[:1]
+    limit = max(options.time_limit, 60.0) if not options.full else max(options.time_limit, LIMIT)
+    records = []
+    for n in sizes:
+        for side in SIDES:
+            about = {"solver": side, "n": n}
+            records.append(measured("benchmarks.structured", (side, str(n), repr(limit)), about, 4 * limit + 600))
+            say(f"{side}, n = {n}: {records[-1].get('cpu', float('nan')):.3g} s, {records[-1].get('outcome')}")
+    rows = [
+        [r["solver"], str(r["n"]), r["outcome"]]
+        + [number(r.get(k)) for k in ("cpu", "iterations", "micro", "marginals", "error", "objective", "arrays")]
+        for r in records
+    ]  # fmt: skip
+    columns = ["side", "n", "outcome", "CPU s", "iterations", "us an iteration", "marginal error / mass",
+               "largest residual", "objective", "memory / (n m doubles)"]  # fmt: skip
+    table = Table(f"Transport n x n at {TOLERANCE:g}, float64", columns, rows)
+    notes = ["A pdopt run is compiled beforehand; PDLP's time is of its solve alone, its matrix built beforehand."]
+    return Report("structured", records, claims(records), [table], [_picture(records, options)], machine(), notes)
+
+
+def claims(records: list[dict[str, Any]]) -> list[Claim]:
+    """What is promised of an operator that is never stored."""
+    held = []
+    for n in dict.fromkeys(r["n"] for r in records):
+        ours, peer = ({**next(r for r in records if r["n"] == n and r["solver"] == side)} for side in SIDES)
+        known = ours.get("outcome") == "solved" and "cpu" in peer
+        note = "PDLP " + peer.get("outcome", "")
+        ratio = peer["cpu"] / ours["cpu"] if known else None
+        held.append(Claim(f"CPU seconds of PDLP / pdopt, {n} x {n}", ratio, FASTER, ">=", note))
+        arrays = ours.get("arrays") if n >= 1000 else None  # of a small one the allocator's pages are the larger part
+        held.append(
+            Claim(f"memory of pdopt in arrays of {n} x {n} doubles", arrays, ARRAYS, "<=", "judged from n = 1000")
+        )
+        gap = abs(ours["objective"] - peer["objective"]) / (1 + abs(peer["objective"])) if known else None
+        solved = gap if peer.get("outcome") == "solved" else None
+        held.append(Claim(f"relative difference of the optimal values, {n} x {n}", solved, 10 * TOLERANCE, "<="))
+    return held
+
+
+def instance(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Costs uniform in [0, 1] and two marginals of mass n, entries within 0.5 to 1.5 times each other."""
+    rng = np.random.default_rng(n)
+    C, a, b = rng.uniform(size=(n, n)), rng.uniform(0.5, 1.5, n), rng.uniform(0.5, 1.5, n)
+    return C, n * a / a.sum(), n * b / b.sum()
+
+
+def judge(C: np.ndarray, a: np.ndarray, b: np.ndarray, T: np.ndarray, f: np.ndarray, g: np.ndarray) -> dict[str, float]:
+    """PDLP's three relative numbers of a plan and potentials, and the L1 error of the marginals over the mass."""
+    T = np.maximum(T, 0)
+    rows, columns = T.sum(1) - a, T.sum(0) - b
+    reduced = C - f[:, None] - g[None, :]
+    value, dual = float(np.sum(C * T)), float(f @ a + g @ b)
+    right = np.sqrt(a @ a + b @ b)
+    primal = float(np.sqrt(rows @ rows + columns @ columns) / (1 + right))
+    slack = float(np.linalg.norm(np.minimum(reduced, 0)) / (1 + np.linalg.norm(C)))
+    gap = abs(value - dual) / (1 + abs(value) + abs(dual))
+    mass = float((np.abs(rows).sum() + np.abs(columns).sum()) / a.sum())
+    return {"objective": value, "primal": primal, "dual": slack, "gap": gap, "error": max(primal, slack, gap),
+            "marginals": mass}  # fmt: skip
+
+
+def child(side: str, n: int, limit: float) -> dict[str, Any]:
+    """One side's figures."""
+    C, a, b = instance(n)
+    found = _ours(C, a, b) if side == "pdopt" else _pdlp(C, a, b, limit)
+    passed = found["status"] == "optimal" and found["error"] <= 1.01 * TOLERANCE
+    late = "time" in found["status"]
+    outcome = "solved" if passed else "time limit" if late else "inaccurate"
+    return found | {"outcome": outcome, "micro": 1e6 * found["cpu"] / max(found["iterations"], 1)}
+
+
+def _ours(C: np.ndarray, a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
+    import jax
+    import jax.numpy as jnp
+
+    import pdopt
+
+    with jax.enable_x64(True):
+        whole = lambda p, most: jax.block_until_ready(
+            pdopt.solve(p, tolerance=TOLERANCE, max_iterations=most, gradient="none")
+        )
+        small = pdopt.Transport(C[:64, :64], dtype=jnp.float64)
+        whole(small, 1000)
+        problem = pdopt.Transport(C, a, b, dtype=jnp.float64)
+        whole(problem, 1)
+        before = peak_mb()
+        start = time.process_time()
+        solution = whole(problem, 1_000_000)
+        seconds = time.process_time() - start
+        grown = peak_mb() - before
+        f, g = np.asarray(solution.y.f), np.asarray(solution.y.g)
+        plan = solution.x.todense() if hasattr(solution.x, "todense") else solution.x
+        judged = judge(C, a, b, np.asarray(plan), f, g)
+    status = str(solution.reason)
+    return judged | {
+        "status": status, "cpu": seconds, "iterations": int(solution.iterations), "grown": grown,
+        "arrays": grown * 1e6 / (8 * C.size),
+    }  # fmt: skip
+
+
+def _pdlp(C: np.ndarray, a: np.ndarray, b: np.ndarray, limit: float) -> dict[str, Any]:
+    import scipy.sparse as sp
+
+    from benchmarks.data import make
+    from benchmarks.solvers.ortools_pdlp import solve
+
+    n, m = C.shape
+    entry = np.arange(n * m)
+    row = np.concatenate([entry // m, n + entry % m])
+    A = sp.csr_matrix((np.ones(2 * n * m), (row, np.concatenate([entry, entry]))), shape=(n + m, n * m))
+    right = np.concatenate([a, b])
+    data = make(C.ravel(), A, right, right, np.zeros(n * m), np.full(n * m, np.inf))
+    answer = solve(data, TOLERANCE, limit)
+    assert answer.x is not None
+    assert answer.y is not None
+    judged = judge(C, a, b, answer.x.reshape(n, m), answer.y[:n], answer.y[n:])
+    return judged | {"status": answer.status, "cpu": answer.timing.cpu, "iterations": answer.iterations}
+
+
+def _picture(records: list[dict[str, Any]], options: Options) -> Any:
+    """CPU seconds by size, a bar a side."""
+    figure, axes = picture_axes("Transport n x n: CPU seconds", "n", "CPU seconds")
+    sizes = list(dict.fromkeys(r["n"] for r in records))
+    for number_, side in enumerate(SIDES):
+        heights = [
+            next((r.get("cpu", 0.0) for r in records if r["n"] == n and r["solver"] == side), 0.0) for n in sizes
+        ]
+        axes.bar(np.arange(len(sizes)) + 0.4 * number_ - 0.2, heights, 0.38, color=COLOURS[number_], label=side)
+    axes.set_xticks(range(len(sizes)), [str(n) for n in sizes])
+    axes.set_yscale("log")
+    axes.legend(fontsize=8)
+    return save_picture(figure, options.output / "seconds.png", records)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("XLA_FLAGS", FLAG)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    print(json.dumps(child(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))))
