@@ -107,7 +107,7 @@ def _pool(
     rows = np.zeros(width, int)
     taken = lambda rows: jax.tree.map(lambda leaf: leaf[rows], (members, starts))
     # The carry of nobody, so that the first advance is the same compiled program as all others.
-    shapes = jax.eval_shape(partial(_advance, width=width), problem, method, *taken(rows), None, none, *options)[0]
+    shapes = _advance.eval_shape(problem, method, *taken(rows), None, none, *options, width=width)[0]
     carry: Any = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     left = count
     while left:
