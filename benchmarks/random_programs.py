@@ -6,6 +6,7 @@ import numpy as np
 
 KINDS = ("equality", "at least", "at most", "ranged", "free", "at least")
 BOUNDS = ("lower", "upper", "both", "free", "fixed", "lower", "both")
+LEAST = 0.15  # singular value of the optimality system of a program that is kept
 FIELDS = ("Q", "c", "A", "row_lower", "row_upper", "lower", "upper")
 
 
@@ -13,7 +14,8 @@ def program(seed: int, curved: bool) -> dict[str, np.ndarray]:
     """One program as arrays: 6 rows, 7 columns; `curved` decides between a definite Q and Q = 0.
 
     Built around a strictly complementary pair: some sides hold, each with a price of at least 0.5; all others have
-    room of at least 0.5. A linear program has as many rows that hold as free variables, so its vertex is unique.
+    room of at least 0.5. A linear program has as many rows that hold as free variables, so its vertex is unique;
+    `regular` says whether the system of all that holds is well away from singular.
     """
     rng = np.random.default_rng(seed)
     m, n = len(KINDS), len(BOUNDS)
@@ -50,7 +52,15 @@ def program(seed: int, curved: bool) -> dict[str, np.ndarray]:
             row_upper[i] = activity[i] + (0 if (holds and sign < 0) or kind == "equality" else room())
     c = A.T @ y + z - Q @ x
     data = {"Q": Q, "c": c, "A": A, "row_lower": row_lower, "row_upper": row_upper, "lower": lower, "upper": upper}
-    return data | {"x": x, "y": y, "unique": np.array(curved or free - 1 <= len(candidates))}
+    # The system that the free variables and the rows that hold obey: near-singular ones have no useful differences.
+    inside, rows = np.abs(z) == 0, np.abs(y) > 0
+    size = int(inside.sum() + rows.sum())
+    system = np.zeros((size, size))
+    block = A[np.ix_(rows, inside)]
+    system[: inside.sum(), : inside.sum()] = Q[np.ix_(inside, inside)]
+    system[inside.sum() :, : inside.sum()], system[: inside.sum(), inside.sum() :] = block, block.T
+    regular = size > 0 and bool(np.linalg.svd(system, compute_uv=False)[-1] >= LEAST)
+    return data | {"x": x, "y": y, "regular": np.array(regular)}
 
 
 def stack(count: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -59,7 +69,7 @@ def stack(count: int, seed: int = 0) -> dict[str, np.ndarray]:
     while len(found) < count:
         made = program(seed, curved=len(found) % 2 == 0)
         seed += 1
-        if bool(made["unique"]):
+        if bool(made["regular"]):
             found.append(made)
     return {name: np.stack([f[name] for f in found]) for name in found[0]}
 
