@@ -1,9 +1,11 @@
 """Transport linear programs: pdopt on sums and broadcasts, OR-tools PDLP on the explicit matrix of 2 n m entries.
 
-`min <C, T>  subject to  T 1 = a, T' 1 = b, T >= 0` with uniform costs and marginals of mean 1, both asked for 1e-4 and
-judged by the same numbers (PDLP's, and the L1 error of the marginals). Memory of ours: what the resident set grows by
-beyond that after a small solve of the same kind. `python -m benchmarks.structured SIDE N LIMIT` is one child, on one
-core.
+`min <C, T>  subject to  T 1 = a, T' 1 = b, T >= 0` with uniform costs and marginals of mean 1. The two stop by
+different tests, so both answers are made feasible and judged alike: the plan rounded to the marginals (Altschuler, Weed,
+Rigollet 2017), the potentials shifted below the costs, and the relative gap between what is left, at most 1e-4. PDLP is
+asked for tighter and tighter tolerances until its answer passes, and only that last solve counts (its 1e-4 is a gap of
+a percent or so after rounding). Memory of ours: what the resident set grows by from a compiled program on.
+`python -m benchmarks.structured SIDE N LIMIT` is one child, on one core.
 """
 
 import json
@@ -26,6 +28,7 @@ from benchmarks.worker import FLAG
 ABOUT = "transport by an operator that is never stored, against OR-tools PDLP on the explicit matrix"
 SIDES, SIZES = ("pdopt", "pdlp"), (300, 2000)
 TOLERANCE, FASTER, ARRAYS = 1e-4, 5.0, 4.0
+TIGHTER = (1e-5, 1e-6, 1e-7, 1e-8)  # what PDLP is asked for, one after the other
 LIMIT = 300.0  # wall seconds of PDLP; what it has not ended by then is a lower bound
 
 
@@ -45,7 +48,7 @@ def run(options: Options, say: Any = print) -> Report:
         for r in records
     ]  # fmt: skip
     columns = ["side", "n", "outcome", "CPU s", "iterations", "us an iteration", "marginal error / mass",
-               "largest residual", "objective", "memory / (n m doubles)"]  # fmt: skip
+               "certified gap", "objective", "memory / (n m doubles)"]  # fmt: skip
     table = Table(f"Transport n x n at {TOLERANCE:g}, float64", columns, rows)
     notes = ["A pdopt run is compiled beforehand; PDLP's time is of its solve alone, its matrix built beforehand."]
     return Report("structured", records, claims(records), [table], [_picture(records, options)], machine(), notes)
@@ -57,7 +60,7 @@ def claims(records: list[dict[str, Any]]) -> list[Claim]:
     for n in dict.fromkeys(r["n"] for r in records):
         ours, peer = ({**next(r for r in records if r["n"] == n and r["solver"] == side)} for side in SIDES)
         known = ours.get("outcome") == "solved" and "cpu" in peer
-        note = "PDLP " + peer.get("outcome", "")
+        note = f"PDLP {peer.get('outcome')} at {peer.get('asked', 0):g}"
         ratio = peer["cpu"] / ours["cpu"] if known else None
         held.append(Claim(f"CPU seconds of PDLP / pdopt, {n} x {n}", ratio, FASTER, ">=", note))
         arrays = ours.get("arrays") if n >= 1000 else None  # of a small one the allocator's pages are the larger part
@@ -77,28 +80,28 @@ def instance(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return C, n * a / a.sum(), n * b / b.sum()
 
 
-def judge(C: np.ndarray, a: np.ndarray, b: np.ndarray, T: np.ndarray, f: np.ndarray, g: np.ndarray) -> dict[str, float]:
-    """PDLP's three relative numbers of a plan and potentials, and the L1 error of the marginals over the mass."""
+def judge(C: np.ndarray, a: np.ndarray, b: np.ndarray, T: np.ndarray, f: np.ndarray) -> dict[str, float]:
+    """The value of the plan once it is feasible, that of the potentials once they are, and the relative gap between.
+
+    `marginals` is the L1 error of the plan as it came, over the mass.
+    """
     T = np.maximum(T, 0)
-    rows, columns = T.sum(1) - a, T.sum(0) - b
-    reduced = C - f[:, None] - g[None, :]
-    value, dual = float(np.sum(C * T)), float(f @ a + g @ b)
-    right = np.sqrt(a @ a + b @ b)
-    primal = float(np.sqrt(rows @ rows + columns @ columns) / (1 + right))
-    slack = float(np.linalg.norm(np.minimum(reduced, 0)) / (1 + np.linalg.norm(C)))
-    gap = abs(value - dual) / (1 + abs(value) + abs(dual))
-    mass = float((np.abs(rows).sum() + np.abs(columns).sum()) / a.sum())
-    return {"objective": value, "primal": primal, "dual": slack, "gap": gap, "error": max(primal, slack, gap),
-            "marginals": mass}  # fmt: skip
+    mass = float((np.abs(T.sum(1) - a).sum() + np.abs(T.sum(0) - b).sum()) / a.sum())
+    T = T * np.minimum(1, a / np.maximum(T.sum(1), 1e-300))[:, None]
+    T = T * np.minimum(1, b / np.maximum(T.sum(0), 1e-300))
+    rows, columns = a - T.sum(1), b - T.sum(0)
+    value = float(np.sum(C * T) + rows @ C @ columns / max(rows.sum(), 1e-300))
+    dual = float(f @ a + np.min(C - f[:, None], axis=0) @ b)
+    gap = (value - dual) / (1 + abs(value) + abs(dual))
+    return {"objective": value, "error": gap, "marginals": mass}
 
 
 def child(side: str, n: int, limit: float) -> dict[str, Any]:
     """One side's figures."""
     C, a, b = instance(n)
     found = _ours(C, a, b) if side == "pdopt" else _pdlp(C, a, b, limit)
-    passed = found["status"] == "optimal" and found["error"] <= 1.01 * TOLERANCE
-    late = "time" in found["status"]
-    outcome = "solved" if passed else "time limit" if late else "inaccurate"
+    passed = abs(found["error"]) <= 1.01 * TOLERANCE
+    outcome = "solved" if passed else "time limit" if "time" in found["status"] else "inaccurate"
     return found | {"outcome": outcome, "micro": 1e6 * found["cpu"] / max(found["iterations"], 1)}
 
 
@@ -121,9 +124,9 @@ def _ours(C: np.ndarray, a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
         solution = whole(problem, 1_000_000)
         seconds = time.process_time() - start
         grown = peak_mb() - before
-        f, g = np.asarray(solution.y.f), np.asarray(solution.y.g)
+        f = np.asarray(solution.y.f)
         plan = solution.x.todense() if hasattr(solution.x, "todense") else solution.x
-        judged = judge(C, a, b, np.asarray(plan), f, g)
+        judged = judge(C, a, b, np.asarray(plan), f)
     status = str(solution.reason)
     return judged | {
         "status": status, "cpu": seconds, "iterations": int(solution.iterations), "grown": grown,
@@ -143,11 +146,21 @@ def _pdlp(C: np.ndarray, a: np.ndarray, b: np.ndarray, limit: float) -> dict[str
     A = sp.csr_matrix((np.ones(2 * n * m), (row, np.concatenate([entry, entry]))), shape=(n + m, n * m))
     right = np.concatenate([a, b])
     data = make(C.ravel(), A, right, right, np.zeros(n * m), np.full(n * m, np.inf))
-    answer = solve(data, TOLERANCE, limit)
-    assert answer.x is not None
-    assert answer.y is not None
-    judged = judge(C, a, b, answer.x.reshape(n, m), answer.y[:n], answer.y[n:])
-    return judged | {"status": answer.status, "cpu": answer.timing.cpu, "iterations": answer.iterations}
+    found: dict[str, Any] = {}
+    for tolerance in TIGHTER:
+        answer = solve(data, tolerance, limit)
+        assert answer.x is not None
+        assert answer.y is not None
+        found = judge(C, a, b, answer.x.reshape(n, m), answer.y[:n])
+        found |= {
+            "status": answer.status,
+            "cpu": answer.timing.cpu,
+            "iterations": answer.iterations,
+            "asked": tolerance,
+        }
+        if abs(found["error"]) <= 1.01 * TOLERANCE or answer.status != "optimal":
+            break
+    return found
 
 
 def _picture(records: list[dict[str, Any]], options: Options) -> Any:
