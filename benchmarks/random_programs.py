@@ -19,7 +19,7 @@ def program(seed: int, curved: bool) -> dict[str, np.ndarray]:
     """
     rng = np.random.default_rng(seed)
     m, n = len(KINDS), len(BOUNDS)
-    price, room = (lambda: rng.uniform(0.5, 2.0)), (lambda: rng.uniform(0.5, 2.0))
+    price = room = lambda: float(rng.uniform(0.5, 2.0))
     half = rng.standard_normal((n, n))
     Q = half @ half.T / n + 0.3 * np.eye(n) if curved else np.zeros((n, n))
     A, x = rng.standard_normal((m, n)), rng.standard_normal(n)

@@ -6,6 +6,7 @@ lane idles while others wait. The batch is carried along the last axis (`pdopt/r
 matrix that all share are matrix-matrix products.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -83,7 +84,7 @@ def solve_many(
         found = solve_many(
             problem, changes, method, starts=first.pair, tolerance=tolerance, max_iterations=max_iterations, width=width
         )
-        return found.replace(iterations=first.iterations + found.iterations)
+        return dataclasses.replace(found, iterations=first.iterations + found.iterations)
     with precision_scope(problem):
         options = checked_options(problem, tolerance, max_iterations, "none", 0)
         if hasattr(method, "admit"):

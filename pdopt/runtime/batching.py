@@ -105,7 +105,7 @@ def _evaluate(closed: ClosedJaxpr, size: int, values: Sequence[Any], marks: Sequ
     held.update({var: (value, bool(mark)) for var, value, mark in zip(jaxpr.invars, values, marks)})
 
     def read(var: Any) -> tuple[Any, bool]:
-        return (np.asarray(var.val, var.aval.dtype), False) if isinstance(var, Literal) else held[var]
+        return (np.asarray(var.val, getattr(var.aval, "dtype", None)), False) if isinstance(var, Literal) else held[var]
 
     last = {var: place for place, equation in enumerate(jaxpr.eqns) for var in equation.invars if _is_var(var)}
     kept = {var for var in jaxpr.outvars if _is_var(var)}
@@ -294,7 +294,7 @@ def _dot(equation: Any, size: int, values: list[Any], marks: list[bool]) -> Any:
         if ranks[0] > 1 and ranks[1] > len(right) and ranks[0] > len(left):
             return None
         values, left, right = values[::-1], right, left
-    return lax.dot_general(*values, ((left, right), ((), ())), p["precision"], p["preferred_element_type"])
+    return lax.dot_general(values[0], values[1], ((left, right), ((), ())), p["precision"], p["preferred_element_type"])
 
 
 RULES = {
