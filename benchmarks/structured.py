@@ -1,8 +1,8 @@
 """Transport linear programs: pdopt on sums and broadcasts, OR-tools PDLP on the explicit matrix of 2 n m entries.
 
 `min <C, T>  subject to  T 1 = a, T' 1 = b, T >= 0` with uniform costs and marginals of mean 1. The two stop by
-different tests, so both answers are made feasible and judged alike: the plan rounded to the marginals (Altschuler, Weed,
-Rigollet 2017), the potentials shifted below the costs, and the relative gap between what is left, at most 1e-4. PDLP is
+different tests, so both answers are made feasible and judged alike: the plan rounded to the marginals (Altschuler and
+others 2017), the potentials shifted below the costs, and the relative gap between what is left, at most 1e-4. PDLP is
 asked for tighter and tighter tolerances until its answer passes, and only that last solve counts (its 1e-4 is a gap of
 a percent or so after rounding). Memory of ours: what the resident set grows by from a compiled program on.
 `python -m benchmarks.structured SIDE N LIMIT` is one child, on one core.

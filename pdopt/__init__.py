@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from pdopt.operators.dense import Dense
     from pdopt.operators.implicit import Implicit
     from pdopt.operators.sparse import Sparse
-    from pdopt.problems.active_set import proximal_program
     from pdopt.problems.allocation import Allocation
     from pdopt.problems.applications import Auctions, EntropicMatching, RevenueManagement
     from pdopt.problems.arrivals import Corrupted, Modulated, Phases, Seasonal
@@ -56,6 +55,7 @@ if TYPE_CHECKING:
     from pdopt.problems.mps import read_model, read_mps, read_qps
     from pdopt.problems.nonlinear import Multipliers, NonlinearProgram
     from pdopt.problems.point_costs import LowRank, SqEuclidean
+    from pdopt.problems.proximal import proximal_program
     from pdopt.problems.quadratic import QuadraticProgram
     from pdopt.problems.sampling import sample, worst_order
     from pdopt.problems.solution_file import read_solution, write_solution
@@ -157,7 +157,7 @@ _HOMES = {
     "offline": "offline",
     "pairwise": "methods.pairwise",
     "read_model": "problems.mps",
-    "proximal_program": "problems.active_set",
+    "proximal_program": "problems.proximal",
     "read_mps": "problems.mps",
     "read_qps": "problems.mps",
     "read_solution": "problems.solution_file",

@@ -20,6 +20,7 @@ from jax import lax
 from pdopt.errors import require_shape
 from pdopt.operators.convert import as_operator
 from pdopt.operators.diagonal import Diagonal
+from pdopt.problems.active_set import attach
 from pdopt.problems.checks import check_finite
 from pdopt.problems.convexity import check_definite, check_symmetric
 from pdopt.problems.linear import RAY_TOLERANCE, Certificate, LinearProgram, Rays
@@ -153,8 +154,6 @@ class QuadraticProgram:
 
     def differentiated(self, pair: Pair) -> Pair:
         """A solution of the minimisation with its derivative in the data (`problems/active_set.py`)."""
-        from pdopt.problems.active_set import attach  # it builds quadratic programs itself
-
         return attach(pair, self.minimised())
 
     def proof_moved(self, pair: Pair, z: Any) -> Any:

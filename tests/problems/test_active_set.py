@@ -9,7 +9,8 @@ import pdopt
 from benchmarks.random_programs import FIELDS, directions, moved, stack
 from pdopt.errors import InvalidOption, UnsupportedProblem
 from pdopt.operators.minres import minres
-from pdopt.problems.active_set import attach, proximal_program
+from pdopt.problems.active_set import attach
+from pdopt.problems.proximal import proximal_program
 from pdopt.types import Pair
 
 COUNT = 12
