@@ -27,7 +27,7 @@ def proximal_program(lp: LinearProgram, weight: Any, reference: Any = None) -> Q
         InvalidOption: a weight that is not positive, or not a linear program.
 
     Example:
-        >>> import pdopt
+        >>> import jax, pdopt
         >>> lp = pdopt.LinearProgram([1.0, 2.0], [[1.0, 1.0]], [1.0], [1.0], [0.0, 0.0], dtype=jnp.float32)
         >>> smooth = lambda c: pdopt.solve(pdopt.proximal_program(lp.replace(c=c), 4.0), tolerance=1e-5).x
         >>> print(smooth(lp.c).round(3), jax.jacobian(smooth)(lp.c).round(3)[0])
