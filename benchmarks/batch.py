@@ -183,16 +183,19 @@ def _products(lp: Any) -> tuple[float, float]:
     A, repeats = lp.A.ordered()[0], 500
     x = jnp.asarray(np.random.default_rng(0).standard_normal((WIDTH, lp.shape[1])))
 
-    def pairs(x: Any) -> Any:
-        return jax.lax.fori_loop(0, repeats, lambda _, x: 0.5 * x + 1e-9 * A.rmatvec(A.matvec(x)), x)
+    def pairs(x: Any, count: Any) -> Any:  # a traced count, as in the solver's loop
+        return jax.lax.fori_loop(0, count, lambda _, x: 0.5 * x + 1e-9 * A.rmatvec(A.matvec(x)), x)
 
     spans = []
-    for function, argument, members in ((jax.jit(jax.vmap(minor(pairs))), x, WIDTH), (jax.jit(pairs), x[0], 1)):
-        jax.block_until_ready(function(argument))
+    for function, argument, members in (
+        (jax.jit(jax.vmap(minor(pairs), (0, None))), x, WIDTH),
+        (jax.jit(pairs), x[0], 1),
+    ):
+        jax.block_until_ready(function(argument, repeats))
         times = []
         for _ in range(3):
             start = time.process_time()
-            jax.block_until_ready(function(argument))
+            jax.block_until_ready(function(argument, repeats))
             times.append(time.process_time() - start)
         spans.append(1e6 * min(times) / repeats / members)
     return spans[0], spans[1]
