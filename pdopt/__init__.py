@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from pdopt.problems.mps import read_model, read_mps, read_qps
     from pdopt.problems.nonlinear import Multipliers, NonlinearProgram
     from pdopt.problems.point_costs import LowRank, SqEuclidean
+    from pdopt.problems.proximal import proximal_program
     from pdopt.problems.quadratic import QuadraticProgram
     from pdopt.problems.sampling import sample, worst_order
     from pdopt.problems.solution_file import read_solution, write_solution
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from pdopt.run import run
     from pdopt.simulate import simulate
     from pdopt.solve import solve
+    from pdopt.solve_many import solve_many
     from pdopt.types import Memory, Pair, Residuals, Solution, Status, Steps, Visit, record
 
 # Public name -> the module it is imported from at its first use.
@@ -157,6 +159,7 @@ _HOMES = {
     "offline": "offline",
     "pairwise": "methods.pairwise",
     "read_model": "problems.mps",
+    "proximal_program": "problems.proximal",
     "read_mps": "problems.mps",
     "read_qps": "problems.mps",
     "read_solution": "problems.solution_file",
@@ -165,6 +168,7 @@ _HOMES = {
     "sample": "problems.sampling",
     "simulate": "simulate",
     "solve": "solve",
+    "solve_many": "solve_many",
     "stochastic_configuration_lp": "matching_bounds",
     "upper_triangular": "problems.matching",
     "worst_order": "problems.sampling",
@@ -256,6 +260,7 @@ __all__ = [
     "offline",
     "pairwise",
     "polish_bilevel",
+    "proximal_program",
     "read_model",
     "read_mps",
     "read_qps",
@@ -266,6 +271,7 @@ __all__ = [
     "simulate",
     "sinkhorn_divergence",
     "solve",
+    "solve_many",
     "stochastic_configuration_lp",
     "upper_triangular",
     "worst_order",

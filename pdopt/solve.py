@@ -36,7 +36,8 @@ from pdopt.problems.quadratic import QuadraticProgram
 from pdopt.problems.sparsity import KSparse, Quadratic
 from pdopt.problems.transport import Transport
 from pdopt.rules.implicit import GRADIENTS, envelope, guard, smooth_envelope
-from pdopt.rules.loop import Carry, advance_until, begin, completed
+from pdopt.rules.loop import Carry, advance_unrolled, advance_until, begin, completed
+from pdopt.runtime.batching import minor
 from pdopt.runtime.precision import as_array, precision_scope
 from pdopt.types import Pair, Solution
 
@@ -124,8 +125,10 @@ def solve(
         max_iterations: saddle steps (>= 1). None: 1 000 000 (entropic transport: 2000 sweeps; nonlinear programs: 200).
         gradient: "implicit": `solution.objective` has the derivative of the optimal value with respect to every
             floating leaf of the problem (envelope theorem), and the pair has one where its problem offers
-            `differentiated` (entropic transport, nonlinear programs); elsewhere it refuses. "none": the
-            result is a constant.
+            `differentiated` (quadratic and nonlinear programs, entropic transport); elsewhere it refuses (a linear
+            program's solution: see `proximal_program`). "unrolled": pair and objective have the derivative of
+            `max_iterations` steps of the method, which must be given as an int; reverse mode keeps a state a check.
+            "none": the result is a constant.
         history: rows of `solution.history` to keep: a fixed-size table of checks (columns `pdopt.HISTORY`).
 
     Returns:
@@ -149,7 +152,10 @@ def solve(
         if hasattr(method, "admit"):
             method.admit(problem)
         options = checked_options(problem, tolerance, max_iterations, gradient, history)
-        return _solve(problem, method, checked_start(problem, start), *options, gradient, history)
+        first = checked_start(problem, start)
+        if gradient == "unrolled":
+            return _unrolled(problem, method, first, options[0], unrolled_steps(method, max_iterations), history)
+        return _solve(problem, method, first, *options, gradient, history)
 
 
 def checked_options(problem: Any, tolerance: Any, max_iterations: Any, gradient: str, history: int) -> tuple[Any, Any]:
@@ -172,6 +178,23 @@ def checked_options(problem: Any, tolerance: Any, max_iterations: Any, gradient:
     if not isinstance(history, int) or history < 0:
         raise InvalidOption(f"history is {history!r}; expected an integer >= 0, the rows to keep")
     return jnp.asarray(tolerance, dtype), jnp.asarray(max_iterations, jnp.int32)
+
+
+def unrolled_steps(method: Any, max_iterations: Any) -> int:
+    """The number of steps to differentiate through.
+
+    Raises:
+        InvalidOption: not given as an int. UnsupportedProblem: a method whose steps have loops of their own.
+    """
+    if not isinstance(max_iterations, int):
+        raise InvalidOption(
+            f"max_iterations is {max_iterations!r}; expected an int: gradient='unrolled' takes that many"
+        )
+    if hasattr(method, "block") or hasattr(method, "judged") or getattr(method, "remakes", False):
+        raise UnsupportedProblem(
+            f"{type(method).__name__} cannot be unrolled; gradient='unrolled' is for methods of plain steps (PDHG())"
+        )
+    return max_iterations
 
 
 def checked_start(problem: Any, start: Any) -> Pair | None:
@@ -235,20 +258,37 @@ def finish(problem: Any, carry: Carry, tolerance: Any) -> Solution:
     )
 
 
+def _iterated(problem: Any, method: Any, start: Any, tolerance: Any, limit: Any, history: int) -> Any:
+    """The last carry and the solution of a run without derivatives."""
+    judge, view, carry = prepare(problem, method, start, tolerance, history)
+    carry = completed(view, method, advance_until(judge, view, method, carry, limit, tolerance, limit))
+    return carry, finish(problem, carry, tolerance)
+
+
+@partial(jax.jit, static_argnames=("limit", "history"))
+def _unrolled(problem: Any, method: Any, start: Any, tolerance: Any, limit: int, history: int) -> Solution:
+    judge, view, carry = prepare(problem, method, start, tolerance, history)
+    carry = advance_unrolled(judge, view, method, carry, tolerance, limit)
+    solution = finish(problem, carry, tolerance)
+    still = jax.lax.stop_gradient(solution)
+    return dataclasses.replace(still, pair=solution.pair, objective=problem.objective(solution.x))
+
+
 @partial(jax.jit, static_argnames=("gradient", "history"))
 def _solve(problem: Any, method: Any, start: Any, tolerance: Any, limit: Any, gradient: str, history: int) -> Solution:
     still = jax.lax.stop_gradient((problem, method, start, tolerance))
-    judge, view, carry = prepare(*still, history)
-    carry = completed(view, still[1], advance_until(judge, view, still[1], carry, limit, still[3], limit))
-    solution = finish(still[0], carry, still[3])
+    carry, solution = minor(partial(_iterated, history=history))(*still, limit)
     if gradient == "none" or not hasattr(problem, "lagrangian"):
         return solution
 
+    proof = carry.optimality.proof
     moved = problem.differentiated(carry.pair) if hasattr(problem, "differentiated") else None
     held = carry.pair if moved is None else moved
+    if moved is not None and hasattr(problem, "proof_moved"):
+        proof = problem.proof_moved(moved, proof)
 
     def lagrangian(data: Any) -> Any:
-        return data.sense * data.minimised().lagrangian(held, carry.optimality.proof)
+        return data.sense * data.minimised().lagrangian(held, proof)
 
     if moved is not None:
         objective = smooth_envelope(solution.objective, lagrangian, problem)

@@ -26,7 +26,7 @@ FLOORS = {
     "solve": 5, "run": 5, "saving": 5, "reports": 5, "presolved": 5, "minimise": 5, "simulate": 5, "constrain": 5,
     "match_online": 5, "matching_bounds": 5, "offline": 5,
     "divergence": 5, "barycenter": 5,
-    "assign": 5, "bilevel": 5,
+    "assign": 5, "bilevel": 5, "solve_many": 5,
     "training": 6,
     "cli": 7, "__main__": 7,
 }  # fmt: skip

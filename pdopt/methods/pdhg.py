@@ -180,7 +180,7 @@ class PDHG:
     def init(self, view: Any, start: Pair) -> State:
         """The first state from a pair in the view's units."""
         point = Pair(image(view, start.x), start.y)
-        size = self.stepsize.init(view.norm(self.stepsize.products))
+        size = self.stepsize.init(jax.lax.stop_gradient(view).norm(self.stepsize.products))
         dtype = jnp.result_type(size.eta)
         return State(self.acceleration.init(point), size, self.weight.init(view.balance), Epoch.begin(dtype))
 
@@ -259,6 +259,8 @@ def image(view: Any, point: Any) -> Image:
 
 def movement(view: Any, visit: Visit) -> Movement:
     """What one step moved: `|dx|^2`, `|dy|^2`, `<dy, dv>`, and `dx'(H - Q)dx` where f is curved."""
+    # Step sizes, weights and restarts are decided by it: constants, where a derivative goes through the steps.
+    view, visit = jax.lax.stop_gradient((view, visit))
     change = optax.tree.sub(visit.after, visit.before)
     dx, dv, dy = change.x.point, change.x.violation, change.y
     bend = view.bend(dx, change.x.slope) if hasattr(view, "slope") else None
@@ -266,4 +268,4 @@ def movement(view: Any, visit: Visit) -> Movement:
 
 
 def _distance(a: Any, b: Any) -> Any:
-    return optax.tree.norm(optax.tree.sub(a, b))
+    return optax.tree.norm(jax.lax.stop_gradient(optax.tree.sub(a, b)))

@@ -15,10 +15,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
+from jax import lax
 
 from pdopt.errors import require_shape
 from pdopt.operators.convert import as_operator
 from pdopt.operators.diagonal import Diagonal
+from pdopt.problems.active_set import attach
 from pdopt.problems.checks import check_finite
 from pdopt.problems.convexity import check_definite, check_symmetric
 from pdopt.problems.linear import RAY_TOLERANCE, Certificate, LinearProgram, Rays
@@ -149,6 +151,17 @@ class QuadraticProgram:
     def lagrangian(self, pair: Pair, z: Any) -> Any:
         """`x'Qx/2` more than the one of `LinearProgram`; of the minimisation. Hence `dQ = x x'/2` at an optimum."""
         return pair.x @ self.Q.matvec(pair.x) / 2 + self.linear.lagrangian(pair, z)
+
+    def differentiated(self, pair: Pair) -> Pair:
+        """A solution of the minimisation with its derivative in the data (`problems/active_set.py`)."""
+        return attach(pair, self.minimised())
+
+    def proof_moved(self, pair: Pair, z: Any) -> Any:
+        """The reduced costs z of a solution, which follow the data and the pair where a bound holds."""
+        if self.maximise:
+            return self.minimised().proof_moved(pair, z)
+        slope = self.c + self.Q.matvec(pair.x) - self.A.rmatvec(pair.y)
+        return lax.stop_gradient(z) + jnp.where(z != 0, slope - lax.stop_gradient(slope), 0)
 
     def crossed(self) -> Any:
         """Whether some lower bound lies above its upper bound: infeasible before any iteration."""

@@ -56,7 +56,7 @@ class QuadraticSaddle:
         """From the view of the linear part and the scaled Q in the user's order."""
         operator, rows, columns = curvature.ordered()
         order = linear.column_order
-        bound = majorant(curvature)
+        bound = majorant(lax.stop_gradient(curvature))
         if order is not None:
             bound = order.put(bound)
         inward = _chain(None if columns is None else columns.order, None if order is None else order.rank)

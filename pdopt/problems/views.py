@@ -13,6 +13,7 @@ from functools import singledispatch
 from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
+from jax import lax
 
 from pdopt.errors import InvalidOption, UnsupportedProblem
 from pdopt.geometry.balls import Simplex
@@ -242,17 +243,17 @@ def require_augmented_minimiser(problem: Any) -> None:
 @saddle.register
 def _(lp: LinearProgram, scaling: Scaling) -> LinearSaddle:
     lp = lp.minimised()
-    return _scaled(lp, *equilibrate(lp.A, scaling.ruiz, scaling.pock_chambolle), scaling)
+    return _scaled(lp, *equilibrate(lax.stop_gradient(lp.A), scaling.ruiz, scaling.pock_chambolle), scaling)
 
 
 @saddle.register
 def _(qp: QuadraticProgram, scaling: Scaling) -> QuadraticSaddle:
     qp = qp.minimised()
-    D, E = equilibrate(qp.A, scaling.ruiz, scaling.pock_chambolle, qp.Q)
-    curvature = qp.Q.scale(1 / E, 1 / E)
-    linear = _scaled(qp.linear, D, E, scaling, jnp.max(curvature.row_norms("linf"), initial=0))
-    ones = jnp.ones_like(E)
-    return QuadraticSaddle.make(linear, curvature.scale(linear.objective / linear.bound * ones, ones))
+    A, Q = lax.stop_gradient((qp.A, qp.Q))
+    D, E = equilibrate(A, scaling.ruiz, scaling.pock_chambolle, Q)
+    largest = jnp.max(Q.scale(1 / E, 1 / E).row_norms("linf"), initial=0)
+    linear = _scaled(qp.linear, D, E, scaling, largest)
+    return QuadraticSaddle.make(linear, qp.Q.scale(linear.objective / linear.bound / E, 1 / E))
 
 
 @saddle.register
@@ -275,7 +276,8 @@ def _scaled(lp: LinearProgram, D: Any, E: Any, scaling: Scaling, curved: Any = N
     c, rl, ru, l, u = lp.c / E, lp.row_lower / D, lp.row_upper / D, lp.lower * E, lp.upper * E
     one = jnp.ones((), lp.c.dtype)
     high, low = jnp.where(jnp.isfinite(ru), ru, 0), jnp.where(jnp.isfinite(rl) & (rl != ru), rl, 0)
-    b_norm, c_norm = jnp.sqrt(jnp.sum(high * high) + jnp.sum(low * low)), jnp.linalg.norm(c)
+    high, low, size = lax.stop_gradient((high, low, c))
+    b_norm, c_norm = jnp.sqrt(jnp.sum(high * high) + jnp.sum(low * low)), jnp.linalg.norm(size)
     if scaling.bound_objective:
         c_norm = c_norm if curved is None else c_norm + curved * (1 + b_norm)
         bound, objective, balance = 1 / (1 + b_norm), 1 / (1 + c_norm), one

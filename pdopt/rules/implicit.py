@@ -16,7 +16,7 @@ from jax.interpreters import ad, batching, mlir
 
 from pdopt.errors import UnsupportedProblem
 
-GRADIENTS = ("implicit", "none")
+GRADIENTS = ("implicit", "unrolled", "none")
 
 _refused = Primitive("pdopt_no_derivative")
 _refused.def_abstract_eval(lambda tangent: tangent)
@@ -29,8 +29,9 @@ batching.primitive_batchers[_refused] = lambda args, axes: (_refused.bind(*args)
 
 def _no_transpose(cotangent: Any, tangent: Any) -> Any:
     raise UnsupportedProblem(
-        "the pair of this solution has no derivative rule yet (a linear program's solution is piecewise constant in "
-        "its data); differentiate solution.objective, or solve with gradient='none'"
+        "the pair of this solution has no derivative rule (a linear program's solution is piecewise constant in its "
+        "objective); differentiate solution.objective, give the program a curvature (pdopt.proximal_program), or solve "
+        "with gradient='unrolled' or 'none'"
     )
 
 

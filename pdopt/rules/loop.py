@@ -7,6 +7,7 @@ and a solve without a listener is a single chunk.
 
 from typing import Any, NamedTuple, Protocol
 
+import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
@@ -95,23 +96,53 @@ def advance_until(judge: Any, view: Any, method: Any, carry: Carry, until: Any, 
         # Plain steps, then one whose visit is looked at.
         steps = jnp.clip(limit - carry.iterations, 1, method.every)
         state, visit = _steps(view, method, carry.state, steps)
-        pair = view.back(method.pair(view, state, visit))
-        found = judge.optimality(pair)
-        iterations = carry.iterations + steps
-        status, ray = _verdict(judge, view, method, state, visit, pair, found, iterations, tolerance, limit, carry.ray)
-        best, optimality = _kept(view, method, pair), found
-        if best is pair:
-            better = found.residuals.error <= carry.optimality.residuals.error
-            best, optimality = optax.tree.where(better, (pair, found), (carry.pair, carry.optimality))
-        if hasattr(method, "judged"):
-            after, own = method.judged(view, state, visit, found)
-            status = jnp.where((status == Status.RUNNING) | (status == Status.ITERATION_LIMIT) & (own > 0), own, status)
-        else:
-            after = method.check(view, state, visit)
-        state = optax.tree.where(status == Status.RUNNING, after, state)
-        return Carry(state, best, optimality, status, iterations, ray, _remember(carry.history, found, iterations))
+        return _checked(judge, view, method, carry, state, visit, carry.iterations + steps, tolerance, limit)
 
     return lax.while_loop(running, block, carry)
+
+
+def advance_unrolled(judge: Any, view: Any, method: Any, carry: Carry, tolerance: Any, limit: int) -> Carry:
+    """The run of `advance_until` with `limit` (static) iterations, written as a scan: reverse mode goes through it.
+
+    A run that ends earlier is frozen, so both return the same; its steps are still computed. Memory: one state a block
+    of `method.every` steps, plus those of one block, which are made again on the way back. What a check reads is held
+    constant: statuses, restarts, step sizes and weights have no derivative.
+    """
+
+    def block(carry: Carry, steps: int) -> Carry:
+        state = lax.scan(lambda s, _: (method.step(view, s)[0], None), carry.state, length=steps - 1)[0]
+        state, visit = method.step(view, state)
+        after = _checked(judge, view, method, carry, state, visit, carry.iterations + steps, tolerance, limit)
+        return optax.tree.where(carry.status == Status.RUNNING, after, carry)
+
+    whole, rest = divmod(limit, method.every)
+    full = jax.checkpoint(lambda carry: block(carry, method.every))
+    carry = carry._replace(optimality=lax.stop_gradient(carry.optimality))
+    carry = lax.scan(lambda c, _: (full(c), None), carry, length=whole)[0]
+    return block(carry, rest) if rest else carry
+
+
+def _checked(
+    judge: Any, view: Any, method: Any, carry: Carry, state: Any, visit: Visit, iterations: Any, tolerance: Any,
+    limit: Any,
+) -> Carry:  # fmt: skip
+    """The carry after a block of steps: its pair judged, the status decided, the method's own check done."""
+    pair = view.back(method.pair(view, state, visit))
+    # A derivative, where one is taken through the steps, does not go through the judgement.
+    fixed = lax.stop_gradient((judge, view, method, state, visit, pair))
+    found = fixed[0].optimality(fixed[5])
+    status, ray = _verdict(*fixed, found, iterations, tolerance, limit, carry.ray)
+    best, optimality = _kept(view, method, pair), found
+    if best is pair:
+        better = found.residuals.error <= carry.optimality.residuals.error
+        best, optimality = optax.tree.where(better, (pair, found), (carry.pair, carry.optimality))
+    if hasattr(method, "judged"):
+        after, own = method.judged(view, state, visit, found)
+        status = jnp.where((status == Status.RUNNING) | (status == Status.ITERATION_LIMIT) & (own > 0), own, status)
+    else:
+        after = method.check(view, state, visit)
+    state = optax.tree.where(status == Status.RUNNING, after, state)
+    return Carry(state, best, optimality, status, iterations, ray, _remember(carry.history, found, iterations))
 
 
 def _steps(view: Any, method: Any, state: Any, steps: Any) -> tuple[Any, Visit]:
