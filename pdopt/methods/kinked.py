@@ -19,7 +19,7 @@ from jax import lax
 
 from pdopt.problems.nonlinear_view import Bent, Look
 
-BENDS = 40  # pieces of one model that are looked at
+BENDS = 3  # pieces of one model that are looked at; a batch waits for its member with the most
 HALVINGS = 30
 DECREASE = 1e-4  # Armijo's constant, as in `methods/inner.py`
 
