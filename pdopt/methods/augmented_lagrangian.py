@@ -49,6 +49,8 @@ from pdopt.types import Memory, Optimality, Pair, Status, Visit, record
 GATE = 1e-2  # a residual from which polished steps are tried; each must shrink it
 PATIENCE = 3  # checks in a row that must agree before the penalty or infeasibility ends a run
 STALL = 12  # checks without a better pair, near the precision of the type, that end a run
+FEASIBLE = 1e-6  # a violation of this share of |x| is small for its size
+RUNAWAY = 1e8  # an x that grew by this in one minimisation ran away
 UNBOUNDED = -1e12  # an objective below this, at a point that is feasible for its size, is taken for unbounded
 
 
@@ -80,10 +82,14 @@ class State(NamedTuple):
 
 
 class Spot(NamedTuple):
-    """What the primal half leaves for the dual one: where the violation is taken, along which change, and the cost."""
+    """What the primal half leaves for the dual one: where the violation is taken, along which change; `lost`; the cost.
+
+    `lost`: the penalised Lagrangian fell without end off the constraints (HS56): x stays, rho was too small.
+    """
 
     base: Any
     change: Any
+    lost: Any
     work: Any
 
 
@@ -173,8 +179,10 @@ class AugmentedLagrangian:
             model = view.model(y, rho, polish)
             found = self.inner.minimise(model, x, jnp.maximum(state.schedule.omega, floor), polish)
             # A polished step shows the multipliers v(x) + J dx, any other v(x').
-            spot = Spot(jnp.where(polish, x, found.x), jnp.where(polish, found.x - x, 0), found.work)
-            return found.x, memory._replace(primal=spot)
+            lost = ~polish & self._lost(view, x, found.x)
+            after = jnp.where(lost, x, found.x)
+            spot = Spot(jnp.where(polish, x, after), jnp.where(polish, after - x, 0), lost, found.work)
+            return after, memory._replace(primal=spot)
 
         def violation(x: Any, spot: Spot) -> Any:
             value, change = jax.jvp(view.violation, (spot.base,), (spot.change,))
@@ -182,7 +190,8 @@ class AugmentedLagrangian:
 
         def signal(v: Any, memory: Memory) -> tuple[Any, Memory]:
             broken = jnp.max(jnp.abs(jnp.where(view.equalities, v, jnp.maximum(v, -state.pair.y / rho))), initial=0)
-            waits = ~polish & (broken > state.schedule.eta)
+            broken = jnp.where(memory.primal.lost, jnp.finfo(rho.dtype).max, broken)
+            waits = memory.primal.lost | (~polish & (broken > state.schedule.eta))
             return jnp.where(waits, 0, v), memory._replace(dual=broken)
 
         return Parts(primal, violation, view.move, 0, signal)
@@ -268,6 +277,13 @@ class AugmentedLagrangian:
         ):
             status = jnp.where(fact, jnp.int32(int(name)), status)
         return status
+
+    def _lost(self, view: Any, before: Any, after: Any) -> Any:
+        """Whether x ran away, to where it breaks the constraints for its size; unbounded problems stay on them."""
+        far, near = (jnp.max(jnp.abs(x), initial=1) for x in (after, before))
+        v = view.violation(after)
+        off = jnp.max(jnp.where(view.equalities, jnp.abs(v), jnp.maximum(v, 0)), initial=0)
+        return (far > RUNAWAY * near) & ~(off <= FEASIBLE * far)
 
     def _penalty(self, state: State) -> Any:
         """rho of the next step: the schedule's, and at least `eps^-1/4` for a polished one.

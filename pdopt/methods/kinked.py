@@ -50,12 +50,13 @@ def settle(model: Any, x: Any, g: Any, direction: Any, held: Any) -> Any:
     return jnp.where(held, jnp.where(jnp.isfinite(bound), bound, x) - x, direction)
 
 
-def newton_step(model: Any, x: Any, look: Look, error: Any) -> tuple[Any, Any]:
-    """The minimiser of the model around x, and whether its curvature had to be changed.
+def newton_step(model: Any, x: Any, look: Look, error: Any, bends: int = BENDS) -> tuple[Any, Any]:
+    """The minimiser of the model around x, and whether it lacked curvature: how far to go is then for the search.
 
     Args:
         model: `lower`, `upper`, and `bent(rows) -> Bent`.
         x: `(n,)`. look: what `model.expansion(x)` found. error: the projected gradient at x.
+        bends: pieces that are looked at; with enough of them the minimum is exact.
     """
     tidy = lambda part: jnp.where(jnp.isfinite(part), part, 0)
     look = Look(*map(tidy, look))
@@ -117,7 +118,7 @@ def newton_step(model: Any, x: Any, look: Look, error: Any) -> tuple[Any, Any]:
         return jax.tree.map(lambda a, b: jnp.where(found.over, a, b), after, walk._replace(over=~found.over))
 
     begin = at(jnp.zeros_like(x), jnp.int32(0), jnp.asarray(False))
-    walk = lax.while_loop(lambda w: ~w.over & (w.count < BENDS), piece, begin)
+    walk = lax.while_loop(lambda w: ~w.over & (w.count < bends), piece, begin)
     return walk.step, ~convex | (shift > 0)
 
 
