@@ -33,7 +33,7 @@ QUICK = {
     "inequality": ("HS71", "HS64", "HS73", "HS101", "HS106", "HS116"),
 }
 REQUIRED = {("equality", "solved"): 40, ("equality", "strict"): 39, ("inequality", "solved"): 27}
-STARTS = 256
+STARTS, TURNS = 256, 3
 
 
 def run(options: Options, say: Any = print) -> Report:
@@ -155,34 +155,38 @@ def starts_record(seed: int, say: Any) -> dict[str, Any]:
     together = jax.jit(jax.vmap(alone))
     batch = jnp.asarray(points)
     found = jax.block_until_ready(together(batch))
-    ours = []
-    for _ in range(5):
-        began = time.perf_counter()
-        jax.block_until_ready(together(batch))
-        ours.append(time.perf_counter() - began)
     program = cutest.Program("HS71", hs71, points[0], low, high, lambda x: hs71_equality(x)[None],
                              lambda x: hs71_inequality(x)[None], 17.0140173)  # fmt: skip
     functions = Functions(program)
     functions.warm(False)
     at = functions.point
-    began, theirs = time.perf_counter(), []
-    for point in points:
-        theirs.append(scipy_minimize(
+
+    def slsqp(point: Any) -> Any:
+        return scipy_minimize(
             lambda x: at(x).f, point, jac=lambda x: at(x).slope, method="SLSQP", bounds=list(zip(low, high)),
             constraints=[{"type": "eq", "fun": lambda x: at(x).h, "jac": lambda x: at(x).h_slopes},
                          {"type": "ineq", "fun": lambda x: -at(x).g, "jac": lambda x: -at(x).g_slopes}],
             options={"maxiter": 1000, "ftol": 1e-10},
-        ).x)  # fmt: skip
-    slsqp = time.perf_counter() - began
+        ).x  # fmt: skip
+
+    theirs = [slsqp(point) for point in points]
+    seconds: dict[str, list[float]] = {"pdopt": [], "slsqp": []}
+    for _ in range(TURNS):  # in turn, so that what else the machine does falls on both
+        began = time.process_time()
+        jax.block_until_ready(together(batch))
+        middle = time.process_time()
+        for point in points:
+            slsqp(point)
+        seconds["pdopt"].append(middle - began)
+        seconds["slsqp"].append(time.process_time() - middle)
     passes = lambda x: judge(np.asarray(x), at(np.asarray(x)), low, high).passes()
-    few = range(0, STARTS, 32)
     single = jax.jit(alone)
-    apart = max(float(np.max(np.abs(np.asarray(single(batch[k]).x) - np.asarray(found.x[k])))) for k in few)
+    apart = max(float(np.max(np.abs(np.asarray(single(batch[k]).x) - np.asarray(found.x[k])))) for k in range(STARTS))
     record = {
-        "what": "starts", "starts": STARTS, "pdopt": min(ours), "slsqp": slsqp, "apart": apart,
+        "what": "starts", "starts": STARTS, "apart": apart, **{name: min(list_) for name, list_ in seconds.items()},
         "pdopt_solved": sum(map(passes, found.x)), "slsqp_solved": sum(map(passes, theirs)),
     }  # fmt: skip
-    say(f"{STARTS} starts: vmap {min(ours):.3g} s, SLSQP {slsqp:.3g} s; solved {record['pdopt_solved']}")
+    say(f"{STARTS} starts: vmap {record['pdopt']:.3g} CPU s, SLSQP {record['slsqp']:.3g}; {record['apart']:.1e} apart")
     return record
 
 
@@ -204,7 +208,7 @@ def claims(records: list[dict[str, Any]], full: bool) -> list[Claim]:
     whole = starts["pdopt_solved"] >= starts["slsqp_solved"]
     ratio = starts["slsqp"] / starts["pdopt"] if whole else 0.0
     note = f"solved: pdopt {starts['pdopt_solved']}, SLSQP {starts['slsqp_solved']}, of {starts['starts']}"
-    found.append(Claim("seconds of 256 SLSQP calls / one vmap over 256 starts of HS71", ratio, 20.0, ">=", note))
+    found.append(Claim("CPU seconds of 256 SLSQP calls / one vmap over 256 starts of HS71", ratio, 20.0, ">=", note))
     found.append(Claim("a member of the vmap against the same start alone, |x - x'|", starts["apart"], 1e-6, "<="))
     return found
 
@@ -262,7 +266,8 @@ def starts_table(records: list[dict[str, Any]]) -> Table:
     r = next(r for r in records if r["what"] == "starts")
     rows = [["pdopt, one vmap", number(r["pdopt"]), str(r["pdopt_solved"])],
             ["SLSQP, one by one", number(r["slsqp"]), str(r["slsqp_solved"])]]  # fmt: skip
-    return Table(f"HS71 from {r['starts']} starts, float64, compilation apart", ["", "wall s", "solved"], rows)
+    title = f"HS71 from {r['starts']} starts, float64, compilation apart; least of {TURNS} turns"
+    return Table(title, ["", "CPU s", "solved"], rows)
 
 
 def _profiled(records: list[dict[str, Any]], tolerance: float) -> list[dict[str, Any]]:

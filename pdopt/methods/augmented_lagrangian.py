@@ -14,17 +14,21 @@ that is not 0. A larger penalty means fewer steps and a worse conditioned inner 
 
 A quadratic program with equality rows has an exact minimiser. A nonlinear program has an inner one (`methods/inner.py`)
 which stops at the projected gradient that the rule of `rules/penalty.py` asks for. Near a solution steps are
-*polished*: rows with `y > 0` are taken for active, one Newton step on
+*polished*: one minimisation of the model
+
+    min over dx in the box   <grad f, dx> + <dx, H(y) dx> / 2 + penalty(y, v + J dx, r),       r >= eps^-1/4
+
+replaces the inner one, and the move sees the linearised violation: `y' = move(y, v + J dx, r)`, the same saddle step.
+On the rows that it leaves active this is a Newton step on the optimality conditions,
 
     [ H   J' ] [ dx ]     [ grad_x L ]
-    [ J  -1/r] [ dy ] = - [ v        ],       r >= eps^-1/4
+    [ J  -1/r] [ dy ] = - [ v        ]
 
-replaces the minimisation. Eliminating dy, this is a Newton step on the penalised Lagrangian with penalty r, followed by
-the move `dy = r (v + J dx)`: the same saddle step, which sees the linearised violation. The corner -1/r keeps it
-solvable when constraints are dependent. A polished pair is kept only where its largest residual shrank, else the last
-pair is taken back and the plain steps go on.
+whose corner -1/r keeps it solvable when constraints are dependent (stabilised sequential quadratic programming: Wright
+1998, Fernandez, Solodov 2010). A polished pair is kept only where its largest residual shrank, else the last pair is
+taken back and the plain steps go on.
 
-Not done here: a penalty for each row, a trust region on polished steps, second-order correction of active sets.
+Not done here: a penalty for each row, a trust region on polished steps.
 """
 
 from collections.abc import Callable
@@ -45,18 +49,22 @@ from pdopt.types import Memory, Optimality, Pair, Status, Visit, record
 GATE = 1e-2  # a residual from which polished steps are tried; each must shrink it
 PATIENCE = 3  # checks in a row that must agree before the penalty or infeasibility ends a run
 STALL = 12  # checks without a better pair, near the precision of the type, that end a run
+FEASIBLE = 1e-6  # a violation of this share of |x| is small for its size
+RUNAWAY = 1e8  # an x that grew by this in one minimisation ran away
 UNBOUNDED = -1e12  # an objective below this, at a point that is feasible for its size, is taken for unbounded
 
 
 class Progress(NamedTuple):
     """What the judgements so far say: the last error and the best, and for how many checks nothing got better.
 
-    `gate` is the error at which the next polished step is tried, `slow` counts checks in a row that raised the penalty.
+    `gate` is the error at which the next polished step is tried, `plain` how many steps in a row were not polished;
+    `slow` counts checks in a row that raised the penalty.
     """
 
     error: Any
     best: Any
     gate: Any
+    plain: Any
     slow: Any
     stall: Any
 
@@ -74,10 +82,14 @@ class State(NamedTuple):
 
 
 class Spot(NamedTuple):
-    """What the primal half leaves for the dual one: where the violation is taken, along which change, and the cost."""
+    """What the primal half leaves for the dual one: where the violation is taken, along which change; `lost`; the cost.
+
+    `lost`: the penalised Lagrangian fell without end off the constraints (HS56): x stays, rho was too small.
+    """
 
     base: Any
     change: Any
+    lost: Any
     work: Any
 
 
@@ -152,7 +164,7 @@ class AugmentedLagrangian:
             limit = first * self.largest
         # An infinite eta: the first step moves the multipliers under either rule.
         schedule = Schedule(first, infinite, infinite, number(0.1))
-        progress = Progress(infinite, infinite, number(GATE), jnp.int32(0), jnp.int32(0))
+        progress = Progress(infinite, infinite, number(GATE), jnp.int32(0), jnp.int32(0), jnp.int32(0))
         return State(start, schedule, infinite, limit, jnp.asarray(False), progress, Work.none())
 
     def parts(self, view: Any, state: State) -> Parts:
@@ -167,17 +179,19 @@ class AugmentedLagrangian:
             model = view.model(y, rho, polish)
             found = self.inner.minimise(model, x, jnp.maximum(state.schedule.omega, floor), polish)
             # A polished step shows the multipliers v(x) + J dx, any other v(x').
-            spot = Spot(jnp.where(polish, x, found.x), jnp.where(polish, found.x - x, 0), found.work)
-            return found.x, memory._replace(primal=spot)
+            lost = ~polish & self._lost(view, x, found.x)
+            after = jnp.where(lost, x, found.x)
+            spot = Spot(jnp.where(polish, x, after), jnp.where(polish, after - x, 0), lost, found.work)
+            return after, memory._replace(primal=spot)
 
         def violation(x: Any, spot: Spot) -> Any:
             value, change = jax.jvp(view.violation, (spot.base,), (spot.change,))
             return value + change
 
         def signal(v: Any, memory: Memory) -> tuple[Any, Memory]:
-            idle = polish & ~view.equalities & (state.pair.y <= 0)
             broken = jnp.max(jnp.abs(jnp.where(view.equalities, v, jnp.maximum(v, -state.pair.y / rho))), initial=0)
-            waits = idle | (~polish & (broken > state.schedule.eta))
+            broken = jnp.where(memory.primal.lost, jnp.finfo(rho.dtype).max, broken)
+            waits = memory.primal.lost | (~polish & (broken > state.schedule.eta))
             return jnp.where(waits, 0, v), memory._replace(dual=broken)
 
         return Parts(primal, violation, view.move, 0, signal)
@@ -207,7 +221,7 @@ class AugmentedLagrangian:
         """The rule's next schedule, from the violation `|y' - y| / rho` of the last step."""
         after = self.rule(state.schedule, state.broken, self.growth, self.shrink)
         # A violation at its rounding does not shrink, and no penalty would make it.
-        exact = state.broken <= jnp.finfo(state.limit.dtype).eps
+        exact = state.broken <= 100 * jnp.finfo(state.limit.dtype).eps
         after = after._replace(
             penalty=jnp.where(exact, state.schedule.penalty, jnp.minimum(after.penalty, state.limit))
         )
@@ -228,14 +242,18 @@ class AugmentedLagrangian:
         at_limit = outer.schedule.penalty >= state.limit
         schedule = optax.tree.where(plain, outer.schedule, state.schedule)
         error = jnp.where(plain | shrank, error, last.error)
-        # A polished step that did not halve the error gives way to plain ones until that error is a tenth.
+        # A polished step that did not halve the error gives way to plain ones until that error is a tenth. Where they
+        # do not get there, but x is near, one is tried now and then: it may be the multipliers that are far.
         gate = jnp.where(plain | (found.residuals.error <= 0.5 * last.error), last.gate, 0.1 * error)
-        polish = (error <= gate) & self.inner.polishes
+        count = jnp.where(plain, last.plain + 1, 0)
+        again = (count >= PATIENCE) & (found.residuals.primal <= GATE)
+        polish = ((error <= gate) | again) & self.inner.polishes
         better = error < 0.9 * last.best
         progress = Progress(
             error,
             jnp.minimum(error, last.best),
             gate,
+            count,
             jnp.where(plain & (raised | at_limit), last.slow + 1, jnp.where(plain, 0, last.slow)),
             jnp.where(better, 0, last.stall + 1),
         )
@@ -259,6 +277,13 @@ class AugmentedLagrangian:
         ):
             status = jnp.where(fact, jnp.int32(int(name)), status)
         return status
+
+    def _lost(self, view: Any, before: Any, after: Any) -> Any:
+        """Whether x ran away, to where it breaks the constraints for its size; unbounded problems stay on them."""
+        far, near = (jnp.max(jnp.abs(x), initial=1) for x in (after, before))
+        v = view.violation(after)
+        off = jnp.max(jnp.where(view.equalities, jnp.abs(v), jnp.maximum(v, 0)), initial=0)
+        return (far > RUNAWAY * near) & ~(off <= FEASIBLE * far)
 
     def _penalty(self, state: State) -> Any:
         """rho of the next step: the schedule's, and at least `eps^-1/4` for a polished one.

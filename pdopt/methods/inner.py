@@ -2,7 +2,7 @@
 
     min_x  value(x)   subject to   lower <= x <= upper,   until  |x - clip(x - gradient, lower, upper)|_inf <= tolerance
 
-    ProjectedNewton      dense Hessian, Cholesky; for up to some 500 variables
+    ProjectedNewton      dense Hessian, Cholesky, kinks kept (`kinked.py`); for up to some 500 variables
     ProjectedNewtonCG    Hessian products, conjugate gradients; nothing dense (`inner_iterative.py`)
     ProjectedLBFGS       gradients only (`inner_iterative.py`)
 
@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from pdopt.errors import InvalidOption
+from pdopt.methods.kinked import newton_step
+from pdopt.problems.nonlinear_view import Bent, Look
 from pdopt.types import record
 
 DECREASE = 1e-4  # Armijo's constant (Nocedal, Wright 2006, section 3.1)
@@ -26,7 +28,7 @@ STRETCHES = 60  # doublings of a step along which the model sees no curvature: 2
 
 
 class Model(Protocol):
-    """What is minimised: `value(z)`; where Newton steps are taken `expansion(z)`, value, gradient and dense Hessian."""
+    """What is minimised: `value(z)`; Newton steps take `expansion(z)`, dense, and the penalty `bent(rows)` as well."""
 
     @property
     def lower(self) -> Any: ...
@@ -36,7 +38,9 @@ class Model(Protocol):
 
     def value(self, z: Any) -> Any: ...
 
-    def expansion(self, z: Any) -> tuple[Any, Any, Any]: ...
+    def expansion(self, z: Any) -> Look: ...
+
+    def bent(self, rows: Any) -> Bent: ...
 
 
 class Work(NamedTuple):
@@ -87,7 +91,7 @@ class Trial(NamedTuple):
 
 @record(static=("budget",))
 class ProjectedNewton:
-    """Newton steps on the free variables by Cholesky, the Hessian shifted until it is positive definite.
+    """Newton steps: each minimises a convex model with the bounds and the kinks of the penalty in it (`kinked.py`).
 
     Attributes:
         budget: iterations of one minimisation, >= 1.
@@ -111,43 +115,36 @@ class ProjectedNewton:
         """See `Minimiser`."""
 
         def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-            x, _, _, work, still = carry
-            value, g, hessian = model.expansion(x)
+            x, _, _, work, still, kept = carry
+            look = model.expansion(x)
+            value, g = look.value, look.gradient
             error = residual(model, x, g)
-            direction, shifted = _newton(model, x, g, hessian, error)
+            direction, shifted = newton_step(model, x, look, error)
             good = (error <= tolerance) & ~plain
-            trial = search(model, x, value, g, direction, shifted, good, plain)
-            moved = jnp.where(jnp.isfinite(trial.value), trial.x, x)
+            # A step that changed the value by rounding alone must make the gradient smaller, else it is taken back.
+            worse = (still > 0) & ~(error < kept[1])
+            trial = search(model, x, value, g, direction, shifted, good | worse, plain)
+            moved = jnp.where(worse, kept[0], jnp.where(jnp.isfinite(trial.value), trial.x, x))
+            error = jnp.where(worse, kept[1], error)
             # Where no length is acceptable, or steps in a row change the value by rounding alone, more are no use.
             fell = trial.value < value - 10 * jnp.finfo(x.dtype).eps * jnp.abs(value)
             still = jnp.where(fell, 0, still + 1)
-            over = good | ~trial.done | plain | (still >= STILL) | ~jnp.isfinite(error)
+            over = good | worse | ~trial.done | plain | (still >= STILL) | ~jnp.isfinite(error)
             work = Work(work.values + 1 + trial.tries, work.gradients + 1, work.hessians + 1, work.iterations + ~good)
-            return moved, error, over, work, still
+            return moved, error, over, work, still, (x, error)
 
         def running(carry: tuple[Any, ...]) -> Any:
             return ~carry[2] & (carry[3].iterations < self.budget)
 
-        first = (x, jnp.full((), jnp.inf, x.dtype), jnp.asarray(False), Work.none(), jnp.int32(0))
-        x, error, _, work, _ = lax.while_loop(running, body, first)
+        infinite = jnp.full((), jnp.inf, x.dtype)
+        first = (x, infinite, jnp.asarray(False), Work.none(), jnp.int32(0), (x, infinite))
+        x, error, _, work, _, _ = lax.while_loop(running, body, first)
         return Found(x, error, work)
 
 
 def residual(model: Any, x: Any, g: Any) -> Any:
     """`|x - clip(x - g, lower, upper)|_inf`."""
     return jnp.max(jnp.abs(x - jnp.clip(x - g, model.lower, model.upper)), initial=0)
-
-
-def outward(model: Any, x: Any, g: Any, error: Any) -> Any:
-    """Variables that stay at (or go to) a bound: within `min(error, 1e-3)` of it, with the gradient pointing out."""
-    near = jnp.minimum(error, 1e-3)
-    return ((x <= model.lower + near) & (g > 0)) | ((x >= model.upper - near) & (g < 0))
-
-
-def settle(model: Any, x: Any, g: Any, direction: Any, held: Any) -> Any:
-    """The direction with the held variables sent to their bounds."""
-    bound = jnp.where(g > 0, model.lower, model.upper)
-    return jnp.where(held, jnp.where(jnp.isfinite(bound), bound, x) - x, direction)
 
 
 def search(model: Any, x: Any, value: Any, g: Any, direction: Any, stretch: Any, skip: Any, plain: Any) -> Trial:
@@ -175,41 +172,6 @@ def search(model: Any, x: Any, value: Any, g: Any, direction: Any, stretch: Any,
     first = Trial(jnp.full((), 2, x.dtype), x, value, jnp.int32(0), jnp.asarray(False), skip)
     trial = lax.while_loop(running, look, first)
     return trial._replace(x=jnp.where(trial.done, trial.x, x), value=jnp.where(trial.done, trial.value, value))
-
-
-def _newton(model: Any, x: Any, g: Any, hessian: Any, error: Any) -> tuple[Any, Any]:
-    """`-(H + tau I)^-1 g` on the free variables, and whether tau > 0."""
-    held = outward(model, x, g, error)
-    free = ~held
-    matrix = jnp.where(free[:, None] & free[None, :] & jnp.isfinite(hessian), hessian, 0)
-    size = jnp.max(jnp.abs(matrix), initial=0)
-    matrix = matrix + jnp.diag(jnp.where(held, jnp.where(size > 0, size, 1), 0))
-    gradient = jnp.where(free & jnp.isfinite(g), g, 0)
-    # Without curvature a Newton step has no length: one of 1e3 times x then, so that an unbounded ray is soon seen.
-    far = jnp.maximum(1, jnp.max(jnp.abs(x), initial=0))
-    least = 1e-3 * jnp.max(jnp.abs(gradient), initial=0) / far
-    first = jnp.where(size < least, least, 0)
-
-    def factor(tau: Any) -> Any:
-        return jnp.linalg.cholesky(matrix + tau * jnp.diag(free.astype(x.dtype)))
-
-    def solved(L: Any) -> Any:
-        # A pivot of the size of its rounding is a direction without curvature, along which a step would be noise.
-        return jnp.all(jnp.isfinite(L)) & (jnp.min(jnp.diagonal(L)) ** 2 > x.size * jnp.finfo(x.dtype).eps * size)
-
-    whole = factor(first)
-    # A factor that exists is flat in some direction; one that does not met negative curvature.
-    share = jnp.where(jnp.all(jnp.isfinite(whole)), jnp.finfo(x.dtype).eps ** 0.5, 1e-6)
-    bump = jnp.maximum(jnp.maximum(least, share * size), jnp.finfo(x.dtype).tiny).astype(x.dtype)
-
-    def again(carry: tuple[Any, Any]) -> tuple[Any, Any]:
-        tau = jnp.maximum(4 * carry[0], bump)
-        return tau, factor(tau)
-
-    tau, L = lax.while_loop(lambda c: ~solved(c[1]) & (c[0] <= 1e8 * (size + least)), again, (first, whole))
-    step = jax.scipy.linalg.cho_solve((L, True), -gradient)
-    step = jnp.where(jnp.all(jnp.isfinite(step)), step, -gradient)
-    return settle(model, x, g, step, held), tau > 0
 
 
 def require_budget(name: str, value: Any) -> None:

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pdopt.methods.inner import Found, Work, outward, require_budget, residual, search, settle
+from pdopt.methods.inner import Found, Work, require_budget, residual, search
+from pdopt.methods.kinked import outward, settle
 from pdopt.types import record
 
 

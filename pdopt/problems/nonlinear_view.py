@@ -11,7 +11,7 @@ with i active where it is an equality or `y_i + rho v_i > 0`. Its gradient is th
 that the move makes next, `y + rho v` and `max(0, y + rho v)`; the form above loses no digits where two squares cancel.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,29 @@ from pdopt.types import Pair, record
 
 SAFE = 1e20  # multipliers stay within these bounds (ALGENCAN: Andreani, Birgin, Martinez, Schuverdt 2007)
 STEEP = 100.0  # gradients are scaled down to this size (Ipopt: Waechter, Biegler 2006, section 3.8)
+
+
+class Look(NamedTuple):
+    """What a model is made of at x.
+
+    Attributes:
+        value, gradient: of the whole function; `(n,)`.
+        curvature: `(n, n)`, B. jacobian: `(m, n)`, of the rows under the penalty. rows: `(m,)`, v(x).
+    """
+
+    value: Any
+    gradient: Any
+    curvature: Any
+    jacobian: Any
+    rows: Any
+
+
+class Bent(NamedTuple):
+    """The penalty of each row, with its slope and its second derivative (that of the side where it stands)."""
+
+    value: Any
+    slope: Any
+    bend: Any
 
 
 @record
@@ -115,7 +138,7 @@ class NonlinearView:
         return ravel_pytree(self.like)[0].dtype
 
     def model(self, y: Any, rho: Any, hold: Any) -> "Penalised":
-        """The penalised Lagrangian at y, for an inner minimiser; `hold` freezes the active rows."""
+        """The penalised Lagrangian at y, for an inner minimiser; `hold`: rows are curved by y as it is."""
         return Penalised(self, y, rho, hold)
 
     def stiffness(self, z: Any) -> Any:
@@ -132,7 +155,7 @@ class Penalised:
 
     Attributes:
         view: the scaled program; y: `(m,)`; rho: the penalty.
-        hold: whether active rows are those with `y > 0` now, whatever v is (a polishing step freezes them).
+        hold: whether rows are curved by y as it is, and not by what it moves to (a polishing step).
     """
 
     view: NonlinearView
@@ -153,14 +176,19 @@ class Penalised:
     def value(self, z: Any) -> Any:
         """`A(z; y, rho)`."""
         f, v = self.view.measured(z)
-        moved = self.y + self.rho * v
-        terms = jnp.where(self._active(v), v * (self.y + moved) / 2, -(self.y**2) / (2 * self.rho))
-        return f + jnp.sum(terms)
+        return f + jnp.sum(self.bent(v).value)
 
-    def expansion(self, z: Any) -> tuple[Any, Any, Any]:
-        """Value, gradient and Hessian of A at z, dense: `H(y + rho v) + rho J_A' J_A`.
+    def bent(self, rows: Any) -> Bent:
+        """The penalty of each row at `rows`, with its slope (the moved multiplier) and second derivative."""
+        moved = self.y + self.rho * rows
+        active = self.view.equalities | (moved > 0)
+        value = jnp.where(active, rows * (self.y + moved) / 2, -(self.y**2) / (2 * self.rho))
+        return Bent(value, jnp.where(active, moved, 0), jnp.where(active, self.rho, 0).astype(rows.dtype))
 
-        With `hold` the Hessian is that of the optimality conditions, `H(y) + rho J_A' J_A`.
+    def expansion(self, z: Any) -> Look:
+        """Value and gradient of A at z; `H(y + rho v)`, J and v, dense, of which a model of A is made.
+
+        With `hold` the curvature is that of the optimality conditions, `H(y)`.
         """
         view = self.view
 
@@ -170,17 +198,10 @@ class Penalised:
 
         rows = jax.jacfwd if z.size <= self.y.size + 1 else jax.jacrev
         both, slopes = stacked(z), rows(stacked)(z)
-        v, jacobian = both[1:], jnp.where(self._active(both[1:])[:, None], slopes[1:], 0)
-        active = self._active(v)
-        weights = jnp.where(active, self.y + self.rho * v, 0)
-        curved = jnp.where(self.hold, self.y, weights)
+        bent = self.bent(both[1:])
+        curved = jnp.where(self.hold, self.y, bent.slope)
         hessian = jax.hessian(lambda z: stacked(z) @ jnp.concatenate([jnp.ones(1, z.dtype), curved]))(z)
-        terms = jnp.where(active, v * (2 * self.y + self.rho * v) / 2, -(self.y**2) / (2 * self.rho))
-        value, gradient = both[0] + jnp.sum(terms), slopes[0] + weights @ slopes[1:]
-        return value, gradient, hessian + self.rho * jacobian.T @ jacobian
-
-    def _active(self, v: Any) -> Any:
-        return self.view.equalities | jnp.where(self.hold, self.y > 0, self.y + self.rho * v > 0)
+        return Look(both[0] + jnp.sum(bent.value), slopes[0] + bent.slope @ slopes[1:], hessian, slopes[1:], both[1:])
 
 
 def _rescaling(program: NonlinearProgram, flat: Any, variables: bool, rows: bool) -> Rescaling:

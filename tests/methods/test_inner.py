@@ -9,6 +9,7 @@ import pytest
 
 import pdopt
 from pdopt.methods.inner import residual, search
+from pdopt.problems.nonlinear_view import Bent, Look
 from pdopt.types import record
 
 # Each program runs for milliseconds; compiling is all that it costs.
@@ -31,8 +32,11 @@ class Boxed:
     def value(self, z: Any) -> Any:
         return self.f(z)
 
-    def expansion(self, z: Any) -> Any:
-        return self.f(z), jax.grad(self.f)(z), jax.hessian(self.f)(z)
+    def expansion(self, z: Any) -> Look:
+        return Look(self.f(z), jax.grad(self.f)(z), jax.hessian(self.f)(z), jnp.zeros((0, z.size)), jnp.zeros(0))
+
+    def bent(self, rows: Any) -> Bent:
+        return Bent(rows, rows, rows)
 
 
 def quadratic(z: Any) -> Any:
