@@ -13,9 +13,6 @@ from pdopt.training.scenes import to_text
 SEPARATE, JOINT, LAGRANGIAN = range(len(FORMS))
 # The latter is what the rule of the scenes recipe plans for 200 steps.
 PLAIN, RECOMMENDED = "plain GRPO", "step 1, theta 5, separate"
-    "plain GRPO",
-    "step 1, theta 5, separate",
-)  # the latter: what the rule of the scenes recipe plans for 200 steps
 LAST = 50  # batches whose mean stands beside the final figure
 PROXY_LATE = 200  # the same for the proxy variant, whose figures are means of a wandering policy
 
