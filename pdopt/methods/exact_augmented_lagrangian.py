@@ -1,0 +1,468 @@
+"""Exact augmented Lagrangian with inexact Newton steps (Hong, Na, Mahoney, Kolar, ICML 2023, arXiv 2305.18379).
+
+For `min f(x)` subject to `c(x) = 0`, with `L = f + <y, c>`, `r = (grad_x L, c)` and `J = c'(x)`, a step solves
+
+    [ H + tau I   J' ] [ dx ]
+    [ J           0  ] [ dy ] = -r,       H = grad_xx L,
+
+as exactly as its rule asks for, and goes along (dx, dy) until the merit has fallen enough (Armijo),
+
+    M(x, y) = L + eta1 |c|^2 / 2 + eta2 |grad_x L|^2 / 2,      grad M = r + K (eta2 grad_x L, eta1 c),
+
+K the matrix at tau = 0. M is a penalised Lagrangian whose minimisers, for a large eta1 and a small eta2, are the
+solutions themselves, multipliers included: nothing has to go to infinity, and full steps pass near a solution. The
+authors' code has the Hessian of f in the place of H in grad M, which is its slope for affine c alone.
+
+Every direction must be one along which M falls at the rate `<grad M, z> <= -eta2 |r|^2 / 2`; where an accurate one is
+not, eta1 grows by nu^2 and eta2 shrinks by nu (up to 1e8 and 1e-8), and the same direction is solved for further.
+
+It is a saddle step whose dual half sees the violation in the metric of the Schur complement: the second row of the
+system, the first eliminated, says `dy = (J B^-1 J')^-1 (c - J B^-1 grad_x L)`, `B = H + tau I`, the violation that is
+left when x has answered to y. The primal half finds dx, dy and the length; the move adds the latter's share of dy.
+
+Not done here: inequalities and bounds (`AugmentedLagrangian` takes them), a feasibility phase, second-order certificates.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.flatten_util import ravel_pytree
+
+from pdopt.errors import InvalidOption, UnsupportedProblem, require_range
+from pdopt.geometry.checks import concrete
+from pdopt.methods.augmented_lagrangian import UNBOUNDED
+from pdopt.methods.inner import DECREASE, search
+from pdopt.methods.newton_systems import Direct, LinearSolver, System
+from pdopt.problems.nonlinear import NonlinearProgram
+from pdopt.problems.nonlinear_view import NonlinearView
+from pdopt.rules.saddle import Parts, saddle_step
+from pdopt.types import Memory, Optimality, Pair, Status, Visit, record
+
+LARGEST, SMALLEST = 1e8, 1e-8  # of eta1 and eta2 (authors' code)
+FLOOR = 1e-6  # delta never falls below this (authors' code)
+CURVED = 1e-6  # the curvature a direction must show, times its length squared (authors' code: of the reduced Hessian)
+SHIFT = 0.1  # xi_B: what the largest shift has on top of |H| (authors' code)
+ROUNDS = 80  # solves of one step: 24 growths of eta1, 40 of eta2 and the shifts end before
+POWER = 20, 2  # power iterations for the sizes of H and J: at the start, and at each step from where they were
+STALL = 12  # steps without a better pair that end a run
+ROWS = 1_000_000  # entries of J beyond which its rows are not scaled: their slopes would be formed all at once
+
+
+class Sizes(NamedTuple):
+    """`|H|`, `|J|` and `sigma_min(J)` by power iteration, and the vectors `(3, n + m)` that the next one begins from."""
+
+    hessian: Any
+    jacobian: Any
+    least: Any
+    vectors: Any
+
+
+class Weights(NamedTuple):
+    """eta1, eta2, delta of the merit and of the rule, and tau."""
+
+    feasible: Any
+    stationary: Any
+    delta: Any
+    shift: Any
+
+
+class Effort(NamedTuple):
+    """Counts: values of M, each with the gradient of L; linearisations; products with K; linear systems; steps whose
+    system was not solved to its tolerance (`short`); steps along `-grad M` because no Newton direction was accepted.
+    """
+
+    values: Any
+    gradients: Any
+    products: Any
+    systems: Any
+    short: Any
+    descents: Any
+
+    @staticmethod
+    def none() -> "Effort":
+        """All 0."""
+        return Effort(*(jnp.int32(0) for _ in range(6)))
+
+
+class Progress(NamedTuple):
+    """The best error, for how many steps it has not improved, and whether the line search found no length."""
+
+    best: Any
+    stall: Any
+    stuck: Any
+
+
+class State(NamedTuple):
+    """The pair, the key, weights, sizes, progress, costs."""
+
+    pair: Pair
+    key: Any
+    weights: Weights
+    sizes: Sizes
+    progress: Progress
+    work: Effort
+
+
+class Spot(NamedTuple):
+    """What the primal half leaves: the dual change, and the next state but for its pair."""
+
+    change: Any
+    weights: Weights
+    sizes: Sizes
+    stuck: Any
+    work: Effort
+
+
+@record(static=("linear", "every", "rescale"))
+class ExactAugmentedLagrangian:
+    """Newton steps on the optimality system of an equality-constrained `NonlinearProgram`, guarded by an exact merit.
+
+    Attributes:
+        linear: what solves for a step: `Direct()`, `MinRes()`, `BlockSketch()`.
+        forcing: a step is solved for to `min(forcing, sqrt|r|) |r|`, in (0, 1]: steps get exact as r falls, fast at the
+            end and cheap before (Dembo, Eisenstat, Steihaug 1982). None: the published rule, `|K| Psi |K z + r| <=
+            theta delta |r|`, whose constants ask for `5e-9 |r| / |K|` or less from the first step on.
+        theta: > 0, of the published rule.
+        feasible, stationary, delta: first eta1 > 0, eta2 > 0 and delta in (0, 1].
+        growth: nu > 1.
+        seed: of the sketches; an integer.
+        rescale: scale f and rows by their gradients at the start, as other methods do; None: where J has at most 1e6
+            entries (`n m`; scaling forms its rows). False keeps the user's units, as published.
+        every: steps between looks; each step is looked at.
+
+    Raises:
+        InvalidOption: a setting outside its range. UnsupportedProblem: inequalities, bounds, another kind of problem.
+
+    Example:
+        >>> import pdopt
+        >>> circle = lambda x: jnp.sum(x**2) - 2
+        >>> problem = pdopt.NonlinearProgram(jnp.sum, jnp.array([-2.0, -0.5]), equality=circle)
+        >>> solution = pdopt.solve(problem, ExactAugmentedLagrangian())
+        >>> print(solution.x.round(3), solution.y.equality.round(3))
+        [-1. -1.] 0.5
+    """
+
+    linear: LinearSolver = Direct()
+    forcing: Any = None
+    theta: Any = 1.0
+    feasible: Any = 1.0
+    stationary: Any = 0.1
+    delta: Any = 0.1
+    growth: Any = 1.5
+    seed: Any = 0
+    rescale: bool | None = None
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        if not hasattr(self.linear, "solve"):
+            raise InvalidOption(f"linear is {self.linear!r}; expected a solver such as Direct() or MinRes()")
+        if self.every != 1:
+            raise InvalidOption(f"every is {self.every!r}; expected 1: each step is looked at")
+        if not concrete(self):
+            return
+        for name in ("theta", "feasible", "stationary"):
+            require_range(name, getattr(self, name), 0.0, open_low=True)
+        require_range("growth", self.growth, 1.0, open_low=True)
+        for name in ("delta", "forcing"):
+            if getattr(self, name) is not None:
+                require_range(name, getattr(self, name), 0.0, 1.0, open_low=True)
+
+    def admit(self, problem: Any) -> None:
+        """Raise `UnsupportedProblem` for what is not an equality-constrained `NonlinearProgram`; before tracing."""
+        if not isinstance(problem, NonlinearProgram):
+            raise UnsupportedProblem(
+                f"{type(problem).__name__} has no view for ExactAugmentedLagrangian; expected a NonlinearProgram"
+            )
+        if problem.inequality is not None:
+            raise UnsupportedProblem("ExactAugmentedLagrangian takes equality constraints only; inequality was given")
+        for name in ("lower", "upper"):
+            for leaf in jax.tree.leaves(getattr(problem, name)):
+                if concrete(leaf) and np.isfinite(np.asarray(leaf)).any():
+                    raise UnsupportedProblem(f"ExactAugmentedLagrangian takes free variables only; {name} was given")
+
+    def view(self, problem: Any) -> NonlinearView:
+        """The problem as this method sees it."""
+        self.admit(problem)
+        rescale = self.rescale
+        if rescale is None:
+            n, m = (sum(leaf.size for leaf in jax.tree.leaves(part)) for part in problem.pair_shapes())
+            rescale = n * m <= ROWS
+        return NonlinearView.make(problem, rescale, rescale)
+
+    def init(self, view: NonlinearView, start: Pair) -> State:
+        """The first state from a pair in the view's units."""
+        dtype = start.x.dtype
+        number = lambda value: jnp.asarray(value, dtype)
+        weights = Weights(number(self.feasible), number(self.stationary), number(self.delta), number(0))
+        key, own = jax.random.split(jax.random.PRNGKey(self.seed))
+        n, m = start.x.size, start.y.size
+        vectors = jax.random.normal(own, (3, n + m), dtype)
+        vectors = jnp.where((jnp.arange(n + m) < n) == jnp.array([[True], [False], [False]]), vectors, 0)
+        sizes = Sizes(number(0), number(0), number(0), vectors)
+        progress = Progress(number(jnp.inf), jnp.int32(0), jnp.asarray(False))
+        return State(start, key, weights, sizes, progress, Effort.none())
+
+    def parts(self, view: NonlinearView, state: State) -> Parts:
+        """The row of the table: the functions that make the saddle step a Newton step."""
+
+        def primal(x: Any, y: Any, memory: Memory) -> tuple[Any, Memory]:
+            here = _Newton.at(view, Pair(x, y))
+            count = jnp.where(state.work.gradients > 0, POWER[1], POWER[0])
+            sizes = here.sizes(state.sizes, count)
+            found = self._direction(here, state, sizes)
+            weights = found.weights
+            slope = here.merit_slope(weights)
+            going = found.accepted
+            plain = -slope / jnp.maximum(1, _norm(slope))
+            direction = jnp.where(going, found.step, plain)
+            merit = Merit(view, weights.feasible, weights.stationary)
+            point = jnp.concatenate([x, y])
+            trial = search(merit, point, merit.value(point), slope, direction, ~going, jnp.asarray(False),
+                           jnp.asarray(False))  # fmt: skip
+            stuck = ~trial.done
+            spent = Effort(1 + trial.tries, 1, found.products + 5 * count + 1, found.systems, found.short, ~going)
+            work = jax.tree.map(lambda total, more: total + jnp.asarray(more, jnp.int32), state.work, spent)
+            spot = Spot(trial.x[x.size :] - y, weights, sizes, stuck, work)
+            return trial.x[: x.size], memory._replace(primal=spot)
+
+        signal = lambda v, memory: (memory.primal.change, memory)
+        return Parts(primal, lambda seen, _: view.violation(seen), view.move, 0, signal)
+
+    def step(self, view: NonlinearView, state: State) -> tuple[State, Visit]:
+        """One saddle step; the length of the move is in the signal."""
+        one = jnp.ones((), state.pair.x.dtype)
+        after, memory = saddle_step(self.parts(view, state), one, state.pair, Memory())
+        spot: Spot = memory.primal
+        progress = state.progress._replace(stuck=spot.stuck)
+        key, _ = jax.random.split(state.key)
+        return State(after, key, spot.weights, spot.sizes, progress, spot.work), Visit(state.pair, after)
+
+    def pair(self, view: NonlinearView, state: State, visit: Visit) -> Pair:
+        """The pair to return now."""
+        return visit.after
+
+    def check(self, view: NonlinearView, state: State, visit: Visit) -> State:
+        """Itself: weights change where directions are looked for."""
+        return state
+
+    def judged(self, view: NonlinearView, state: State, visit: Visit, found: Optimality) -> tuple[State, Any]:
+        """The state, and why a run that makes no progress ends; RUNNING if it does."""
+        residuals, last = found.residuals, state.progress
+        error = residuals.error
+        eps = jnp.finfo(error.dtype).eps
+        better = error < 0.9 * last.best
+        progress = Progress(jnp.minimum(error, last.best), jnp.where(better, 0, last.stall + 1), last.stuck)
+        still = progress.stuck | (progress.stall >= STALL)
+        near = progress.best <= eps**0.25
+        held = (residuals.primal > eps**0.25) & (found.proof.unmovable <= eps**0.4 * residuals.primal)
+        unbounded = (found.objective < UNBOUNDED) & (residuals.primal <= 1e-6 * jnp.abs(found.objective))
+        limits = (state.weights.feasible >= LARGEST) | (state.weights.stationary <= SMALLEST)
+        status = jnp.int32(int(Status.RUNNING))
+        for fact, name in (
+            (progress.stuck, Status.NUMERICAL_ERROR),
+            (still & limits, Status.PENALTY_LIMIT),
+            (still & near, Status.PRECISION_LIMIT),
+            (still & held, Status.LOCALLY_INFEASIBLE),
+            (unbounded, Status.DIVERGED),
+        ):
+            status = jnp.where(fact, jnp.int32(int(name)), status)
+        return state._replace(progress=progress), status
+
+    def _direction(self, here: "_Newton", state: State, sizes: Sizes) -> "_Hunt":
+        """A step z that the rules accept, with the weights that it took; or the last one tried."""
+        r, size = here.residual, _norm(here.residual)
+        eps = jnp.finfo(r.dtype).eps
+        # The largest shift gives a step of about x's size at most where there is no curvature.
+        slope, point = _norm(here.split(r)[0]), _norm(state.pair.x)
+        most = sizes.hessian + jnp.maximum(SHIFT, slope / jnp.maximum(1, point))
+
+        def tolerance(z: Any, image: Any, w: Weights) -> Any:
+            rounding = 10 * eps * (_norm(image) + size)
+            if self.forcing is not None:
+                return jnp.maximum(jnp.minimum(self.forcing, jnp.sqrt(size)) * size, rounding)
+            wide = sizes.hessian + w.shift
+            ask = self.theta * w.delta * size / ((wide + sizes.jacobian) * _psi(sizes, w.shift))
+            return jnp.maximum(ask, rounding)
+
+        def body(hunt: _Hunt) -> _Hunt:
+            w = hunt.weights
+            shift = here.shift(w.shift)
+            missing = -(hunt.image + shift * hunt.step + r)
+            goal = tolerance(hunt.step, hunt.image, w)
+            key, own = jax.random.split(hunt.key)
+            system = System(lambda z: here.product(z) + shift * z, here.primal, here.conditioned)
+            found = self.linear.solve(system, missing, own, goal)
+            z = hunt.step + found.step
+            image = here.product(z)
+            dx, dy = here.split(z)
+            image_x, image_y = here.split(image)
+            bend = jnp.sum(dx * image_x) - jnp.sum(dy * image_y) + w.shift * jnp.sum(dx**2)
+            held = (sizes.hessian + w.shift) / jnp.maximum(sizes.least**2, eps**0.5) * jnp.sum(image_y**2)
+            flat = (bend + held < CURVED * jnp.sum(dx**2)) | ~jnp.isfinite(bend)
+            falls = jnp.sum(r * z) + jnp.sum(here.weighted(w) * image)
+            steep = falls <= -0.5 * w.stationary * size**2
+            left = found.residual
+            solved = left <= goal
+            # A system that another budget of products does not bring ten times closer is as solved as it will be.
+            spent = ~solved & (left > 0.1 * _norm(missing))
+            settled = solved | spent
+            poor = flat | (spent & ~steep)
+            bent = settled & poor & (w.shift < most)
+            accepted = settled & steep & ~flat
+            adapt = solved & ~flat & ~steep
+            shifted = jnp.minimum(jnp.maximum(8 * w.shift, 0.1 * most), most)
+            grown = w._replace(feasible=self.growth**2 * w.feasible, stationary=w.stationary / self.growth)
+            bound = self._delta(grown, sizes)
+            grown = grown._replace(delta=jnp.maximum(jnp.minimum(w.delta / self.growth**4, bound), FLOOR))
+            limits = (grown.feasible > LARGEST) | (grown.stationary < SMALLEST)
+            over = (adapt & limits) | (settled & poor & ~bent)
+            weights = jax.tree.map(lambda a, b: jnp.where(adapt & ~limits, a, b), grown, w)
+            weights = weights._replace(shift=jnp.where(bent, shifted, weights.shift))
+            clean = lambda v: jnp.where(bent, 0, v)
+            return _Hunt(clean(z), clean(image), weights, key, hunt.products + found.products + 1, hunt.systems + 1,
+                         spent, accepted, over)  # fmt: skip
+
+        def running(hunt: _Hunt) -> Any:
+            return ~hunt.accepted & ~hunt.over & (hunt.systems < ROUNDS)
+
+        w = state.weights
+        w = w._replace(shift=jnp.where(w.shift / 8 < 1e-3 * most, 0, w.shift / 8))
+        w = w._replace(delta=jnp.maximum(jnp.minimum(w.delta, self._delta(w, sizes)), FLOOR))
+        zero, no = jnp.zeros_like(r), jnp.asarray(False)
+        first = _Hunt(zero, zero, w, state.key, jnp.int32(0), jnp.int32(0), no, no, no)
+        return lax.while_loop(running, body, first)
+
+    def _delta(self, w: Weights, sizes: Sizes) -> Any:
+        """The bound of delta under which every accurate enough direction is one of descent (their theory)."""
+        wide = jnp.maximum(jnp.maximum(sizes.jacobian, sizes.hessian), 1)
+        scale = (1 + w.feasible + w.stationary) * wide**2 * _psi(sizes, w.shift) ** 2
+        return (0.5 - DECREASE) * w.stationary / scale
+
+
+class _Hunt(NamedTuple):
+    """The step so far, K at tau = 0 times it, weights, the key, costs, and how it stands."""
+
+    step: Any
+    image: Any
+    weights: Weights
+    key: Any
+    products: Any
+    systems: Any
+    short: Any
+    accepted: Any
+    over: Any
+
+
+@record
+class Merit:
+    """`M(x, y) = L + eta1 |c|^2 / 2 + eta2 |grad_x L|^2 / 2` at z = (x, y), in the form that a line search consumes.
+
+    Attributes:
+        view: the scaled program; feasible: eta1; stationary: eta2.
+    """
+
+    view: NonlinearView
+    feasible: Any
+    stationary: Any
+
+    lower, upper = -jnp.inf, jnp.inf
+
+    def value(self, z: Any) -> Any:
+        """M at z, `(n + m,)`."""
+        n = self.view.lower.size
+        x, y = z[:n], z[n:]
+        (f, c), pull = jax.vjp(self.view.measured, x)
+        (slope,) = pull((jnp.ones_like(f), y))
+        return f + jnp.sum(y * c) + self.feasible / 2 * jnp.sum(c**2) + self.stationary / 2 * jnp.sum(slope**2)
+
+
+class _Newton(NamedTuple):
+    """The optimality system linearised at a pair: r, and K by its products."""
+
+    view: NonlinearView
+    residual: Any
+    product: Any
+    primal: int
+
+    @staticmethod
+    def at(view: NonlinearView, pair: Pair) -> "_Newton":
+        n = pair.x.size
+
+        def conditions(z: Any) -> Any:
+            (f, c), pull = jax.vjp(view.measured, z[:n])
+            (slope,) = pull((jnp.ones_like(f), z[n:]))
+            return jnp.concatenate([slope, c])
+
+        residual, product = jax.linearize(conditions, jnp.concatenate(pair))
+        return _Newton(view, residual, product, n)
+
+    def split(self, z: Any) -> tuple[Any, Any]:
+        """The parts of x and y."""
+        return z[: self.primal], z[self.primal :]
+
+    def shift(self, tau: Any) -> Any:
+        """`(n + m,)`: tau on the entries of x."""
+        return jnp.where(jnp.arange(self.residual.size) < self.primal, tau, 0)
+
+    def weighted(self, w: Weights) -> Any:
+        """`(eta2 grad_x L, eta1 c)`."""
+        return self.residual * jnp.where(jnp.arange(self.residual.size) < self.primal, w.stationary, w.feasible)
+
+    def merit_slope(self, w: Weights) -> Any:
+        """`grad M = r + K (eta2 grad_x L, eta1 c)`: H and not the Hessian of f, by one product."""
+        return self.residual + self.product(self.weighted(w))
+
+    def conditioned(self, inverse: Any) -> Any:
+        """A preconditioner of the user's units and shapes as a map of flat scaled vectors.
+
+        With `z = T z_s`, `K_s` is `T' K T` up to a factor, so the inverse of its preconditioner is `T^-1 P^-1 T'^-1`.
+        """
+        view, units = self.view, self.view.units
+        x_like, y_like = ravel_pytree(view.program.start)[1], ravel_pytree(view.like)[1]
+        d, s = units.variables, units.rows / units.objective
+
+        def apply(v: Any) -> Any:
+            x, y = self.split(v)
+            given = Pair(x_like(x / d), y_like(y / s))
+            step = inverse(given, *view.program.args)
+            return jnp.concatenate([ravel_pytree(step.x)[0] / d, ravel_pytree(step.y)[0] / s]).astype(v.dtype)
+
+        return apply
+
+    def sizes(self, last: Sizes, count: Any) -> Sizes:
+        """`|H|`, `|J|`, `sigma_min(J)` after `count` more power iterations on H, JJ' and `1.1 |J|^2 - JJ'`.
+
+        The first two come from below and the last one from above: estimates.
+        """
+        n = self.primal
+        twice = jax.vmap(self.product)
+
+        def body(_: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+            v, found = carry
+            once = twice(v)
+            squared = twice(jnp.where(jnp.arange(v.shape[1]) < n, once[1:], 0))[:, n:]
+            reach = 1.1 * found[1]
+            gap = reach * v[2, n:] - squared[1]
+            rows = [(once[0, :n], 0), (squared[0], n), (gap, n)]
+            after = jnp.stack([jnp.zeros_like(v[0]).at[at : at + row.size].set(row) for row, at in rows])
+            size = jnp.sqrt(jnp.sum(after**2, axis=1))
+            fine = (size > 0) & jnp.isfinite(size)
+            return jnp.where(fine[:, None], after / jnp.where(fine, size, 1)[:, None], v), jnp.where(fine, size, 0)
+
+        found = jnp.stack([last.hessian, last.jacobian**2, 1.1 * last.jacobian**2 - last.least**2])
+        vectors, found = lax.fori_loop(0, count, body, (last.vectors, found))
+        least = jnp.sqrt(jnp.maximum(1.1 * found[1] - found[2], 0))
+        return Sizes(found[0], jnp.sqrt(found[1]), least, vectors)
+
+
+def _psi(sizes: Sizes, shift: Any) -> Any:
+    """`20 max(|B|^2, 1) / (min(sigma^2, 1) min(xi_B, 1))`: a bound of `|K^-1|`, up to constants."""
+    floor = jnp.finfo(shift.dtype).eps
+    return 20 * jnp.maximum((sizes.hessian + shift) ** 2, 1) / (jnp.clip(sizes.least**2, floor, 1) * SHIFT)
+
+
+def _norm(v: Any) -> Any:
+    return jnp.sqrt(jnp.sum(v * v))
