@@ -20,6 +20,7 @@ from benchmarks import (
     generation,
     linear,
     matching,
+    sketching,
     training,
     transport,
 )
@@ -40,6 +41,7 @@ COMPARISONS = {
     "fairness": fairness,
     "constrained": constrained,
     "bilevel": bilevel,
+    "sketching": sketching,
     "generation": generation,
     "faithful": faithful,
     "training": training,

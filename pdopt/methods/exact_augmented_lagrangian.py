@@ -47,6 +47,7 @@ CURVED = 1e-6  # the curvature a direction must show, times its length squared (
 SHIFT = 0.1  # xi_B: what the largest shift has on top of |H| (authors' code)
 ROUNDS = 80  # solves of one step: 24 growths of eta1, 40 of eta2 and the shifts end before
 POWER = 20, 2  # power iterations for the sizes of H and J: at the start, and at each step from where they were
+CLEAR = 1e-3  # the share of a right-hand side that a direction may leave and still be laid to curvature
 STALL = 12  # steps without a better pair that end a run
 ROWS = 1_000_000  # entries of J beyond which its rows are not scaled: their slopes would be formed all at once
 
@@ -116,15 +117,15 @@ class Spot(NamedTuple):
     work: Effort
 
 
-@record(static=("linear", "every", "rescale"))
+@record(static=("every", "rescale"))
 class ExactAugmentedLagrangian:
     """Newton steps on the optimality system of an equality-constrained `NonlinearProgram`, guarded by an exact merit.
 
     Attributes:
         linear: what solves for a step: `Direct()`, `MinRes()`, `BlockSketch()`.
-        forcing: a step is solved for to `min(forcing, sqrt|r|) |r|`, in (0, 1]: steps get exact as r falls, fast at the
-            end and cheap before (Dembo, Eisenstat, Steihaug 1982). None: the published rule, `|K| Psi |K z + r| <=
-            theta delta |r|`, whose constants ask for `5e-9 |r| / |K|` or less from the first step on.
+        forcing: in [0, 1]. 0: the published rule, `|K| Psi |K z + r| <= theta delta |r|`, whose constants ask for `5e-9
+            |r| / |K|` or less from the first step on. Else a step is solved for to `min(forcing, sqrt|r|) |r|`: cheap
+            at first, and exact as r falls (Dembo, Eisenstat, Steihaug 1982).
         theta: > 0, of the published rule.
         feasible, stationary, delta: first eta1 > 0, eta2 > 0 and delta in (0, 1].
         growth: nu > 1.
@@ -146,7 +147,7 @@ class ExactAugmentedLagrangian:
     """
 
     linear: LinearSolver = Direct()
-    forcing: Any = None
+    forcing: Any = 0.0
     theta: Any = 1.0
     feasible: Any = 1.0
     stationary: Any = 0.1
@@ -166,9 +167,8 @@ class ExactAugmentedLagrangian:
         for name in ("theta", "feasible", "stationary"):
             require_range(name, getattr(self, name), 0.0, open_low=True)
         require_range("growth", self.growth, 1.0, open_low=True)
-        for name in ("delta", "forcing"):
-            if getattr(self, name) is not None:
-                require_range(name, getattr(self, name), 0.0, 1.0, open_low=True)
+        require_range("delta", self.delta, 0.0, 1.0, open_low=True)
+        require_range("forcing", self.forcing, 0.0, 1.0)
 
     def admit(self, problem: Any) -> None:
         """Raise `UnsupportedProblem` for what is not an equality-constrained `NonlinearProgram`; before tracing."""
@@ -240,6 +240,10 @@ class ExactAugmentedLagrangian:
         key, _ = jax.random.split(state.key)
         return State(after, key, spot.weights, spot.sizes, progress, spot.work), Visit(state.pair, after)
 
+    def block(self, view: NonlinearView, state: State, steps: Any) -> tuple[State, Visit]:
+        """`step`: each is looked at, so `steps` is 1; a loop of one would compile the step twice."""
+        return self.step(view, state)
+
     def pair(self, view: NonlinearView, state: State, visit: Visit) -> Pair:
         """The pair to return now."""
         return visit.after
@@ -279,19 +283,19 @@ class ExactAugmentedLagrangian:
         slope, point = _norm(here.split(r)[0]), _norm(state.pair.x)
         most = sizes.hessian + jnp.maximum(SHIFT, slope / jnp.maximum(1, point))
 
-        def tolerance(z: Any, image: Any, w: Weights) -> Any:
-            rounding = 10 * eps * (_norm(image) + size)
-            if self.forcing is not None:
-                return jnp.maximum(jnp.minimum(self.forcing, jnp.sqrt(size)) * size, rounding)
+        def tolerance(z: Any, w: Weights, tight: Any) -> Any:
+            rounding = 10 * eps * ((sizes.hessian + w.shift + sizes.jacobian) * _norm(z) + size)
             wide = sizes.hessian + w.shift
-            ask = self.theta * w.delta * size / ((wide + sizes.jacobian) * _psi(sizes, w.shift))
-            return jnp.maximum(ask, rounding)
+            published = self.theta * w.delta * size / ((wide + sizes.jacobian) * _psi(sizes, w.shift))
+            forced = jnp.minimum(self.forcing, jnp.sqrt(size)) * size
+            ask = jnp.where(jnp.asarray(self.forcing) > 0, forced, published)
+            return jnp.maximum(tight * ask, rounding)
 
         def body(hunt: _Hunt) -> _Hunt:
             w = hunt.weights
             shift = here.shift(w.shift)
             missing = -(hunt.image + shift * hunt.step + r)
-            goal = tolerance(hunt.step, hunt.image, w)
+            goal = tolerance(hunt.step, w, hunt.tight)
             key, own = jax.random.split(hunt.key)
             system = System(lambda z: here.product(z) + shift * z, here.primal, here.conditioned)
             found = self.linear.solve(system, missing, own, goal)
@@ -306,24 +310,27 @@ class ExactAugmentedLagrangian:
             steep = falls <= -0.5 * w.stationary * size**2
             left = found.residual
             solved = left <= goal
-            # A system that another budget of products does not bring ten times closer is as solved as it will be.
-            spent = ~solved & (left > 0.1 * _norm(missing))
-            settled = solved | spent
-            poor = flat | (spent & ~steep)
-            bent = settled & poor & (w.shift < most)
-            accepted = settled & steep & ~flat
-            adapt = solved & ~flat & ~steep
+            # What a budget of products did not solve is judged as it is. A poor direction is laid to curvature or to the
+            # weights only where it is accurate enough to show it, and solved for further before.
+            short = ~solved
+            clear = left <= CLEAR * size
+            poor = flat | (short & ~steep)
+            bent = poor & clear & (w.shift < most)
+            accepted = steep & ~flat
+            adapt = solved & clear & ~flat & ~steep
+            tighten = solved & ~clear & ~accepted
             shifted = jnp.minimum(jnp.maximum(8 * w.shift, 0.1 * most), most)
             grown = w._replace(feasible=self.growth**2 * w.feasible, stationary=w.stationary / self.growth)
             bound = self._delta(grown, sizes)
             grown = grown._replace(delta=jnp.maximum(jnp.minimum(w.delta / self.growth**4, bound), FLOOR))
             limits = (grown.feasible > LARGEST) | (grown.stationary < SMALLEST)
-            over = (adapt & limits) | (settled & poor & ~bent)
+            over = (adapt & limits) | (poor & ~bent & ~tighten)
+            tight = jnp.where(tighten, 0.1, 1) * hunt.tight
             weights = jax.tree.map(lambda a, b: jnp.where(adapt & ~limits, a, b), grown, w)
             weights = weights._replace(shift=jnp.where(bent, shifted, weights.shift))
             clean = lambda v: jnp.where(bent, 0, v)
             return _Hunt(clean(z), clean(image), weights, key, hunt.products + found.products + 1, hunt.systems + 1,
-                         spent, accepted, over)  # fmt: skip
+                         tight.astype(r.dtype), short, accepted, over)  # fmt: skip
 
         def running(hunt: _Hunt) -> Any:
             return ~hunt.accepted & ~hunt.over & (hunt.systems < ROUNDS)
@@ -332,7 +339,8 @@ class ExactAugmentedLagrangian:
         w = w._replace(shift=jnp.where(w.shift / 8 < 1e-3 * most, 0, w.shift / 8))
         w = w._replace(delta=jnp.maximum(jnp.minimum(w.delta, self._delta(w, sizes)), FLOOR))
         zero, no = jnp.zeros_like(r), jnp.asarray(False)
-        first = _Hunt(zero, zero, w, state.key, jnp.int32(0), jnp.int32(0), no, no, no)
+        one = jnp.ones((), r.dtype)
+        first = _Hunt(zero, zero, w, state.key, jnp.int32(0), jnp.int32(0), one, no, no, no)
         return lax.while_loop(running, body, first)
 
     def _delta(self, w: Weights, sizes: Sizes) -> Any:
@@ -343,7 +351,7 @@ class ExactAugmentedLagrangian:
 
 
 class _Hunt(NamedTuple):
-    """The step so far, K at tau = 0 times it, weights, the key, costs, and how it stands."""
+    """The step so far, K at tau = 0 times it, weights, the key, costs, by what its tolerance is cut, how it stands."""
 
     step: Any
     image: Any
@@ -351,6 +359,7 @@ class _Hunt(NamedTuple):
     key: Any
     products: Any
     systems: Any
+    tight: Any
     short: Any
     accepted: Any
     over: Any
