@@ -1,4 +1,4 @@
-"""Two families with equality constraints: logistic regression on a sphere and a plane, and control by Poisson's equation.
+"""Two families with equality constraints: logistic regression on plane and sphere, and control by Poisson's equation.
 
 Both are those of Hong, Na, Mahoney, Kolar (ICML 2023), section 5; the LIBSVM sets of the first are replaced by two that
 scikit-learn carries and a seeded synthetic one. Functions stand at the top of this file and take their data as `args`,
@@ -139,8 +139,8 @@ def sines(v: Any) -> Any:
 def by_sines(residual: Pair, target: Any, spacing: Any) -> Pair:
     """The inverse of `diag(I, I / 10, L^2 + 10 I)`, by sine transforms: a preconditioner for `MinRes`.
 
-    The last block is the Schur complement `J H^-1 J'`, so that three iterations are enough (Murphy, Golub, Wathen 2000);
-    on another domain one would put a multigrid cycle there.
+    The last block is the Schur complement `J H^-1 J'`, so that three iterations are enough (Murphy, Golub, Wathen
+    2000); on another domain one would put a multigrid cycle there.
     """
     size = residual.y.equality.shape[0]
     modes = (2 * jnp.cos(jnp.pi * jnp.arange(1, size + 1) / (size + 1)) - 2) / spacing**2

@@ -20,7 +20,10 @@ It is a saddle step whose dual half sees the violation in the metric of the Schu
 system, the first eliminated, says `dy = (J B^-1 J')^-1 (c - J B^-1 grad_x L)`, `B = H + tau I`, the violation that is
 left when x has answered to y. The primal half finds dx, dy and the length; the move adds the latter's share of dy.
 
-Not done here: inequalities and bounds (`AugmentedLagrangian` takes them), a feasibility phase, second-order certificates.
+Where no direction is accepted a step goes along -grad M, or, where the rows are broken and the system has no solution
+(dependent rows that contradict each other), along Cauchy's step on |c|^2 / 2: M has no lower bound at such points.
+
+Not done here: inequalities and bounds (`AugmentedLagrangian` takes them), second-order certificates.
 """
 
 from typing import Any, NamedTuple
@@ -29,11 +32,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.flatten_util import ravel_pytree
 
 from pdopt.errors import InvalidOption, UnsupportedProblem, require_range
 from pdopt.geometry.checks import concrete
 from pdopt.methods.augmented_lagrangian import UNBOUNDED
+from pdopt.methods.exact_merit import SHIFT, Linearised, Merit, Sizes, Weights, inverse_size, l2
 from pdopt.methods.inner import DECREASE, search
 from pdopt.methods.newton_systems import Direct, LinearSolver, System
 from pdopt.problems.nonlinear import NonlinearProgram
@@ -44,7 +47,6 @@ from pdopt.types import Memory, Optimality, Pair, Status, Visit, record
 LARGEST, SMALLEST = 1e8, 1e-8  # of eta1 and eta2 (authors' code)
 FLOOR = 1e-6  # delta never falls below this (authors' code)
 CURVED = 1e-6  # the curvature a direction must show, times its length squared (authors' code: of the reduced Hessian)
-SHIFT = 0.1  # xi_B: what the largest shift has on top of |H| (authors' code)
 ROUNDS = 80  # solves of one step: 24 growths of eta1, 40 of eta2 and the shifts end before
 POWER = 20, 2  # power iterations for the sizes of H and J: at the start, and at each step from where they were
 CLEAR = 1e-3  # the share of a right-hand side that a direction may leave and still be laid to curvature
@@ -52,27 +54,9 @@ STALL = 12  # steps without a better pair that end a run
 ROWS = 1_000_000  # entries of J beyond which its rows are not scaled: their slopes would be formed all at once
 
 
-class Sizes(NamedTuple):
-    """`|H|`, `|J|` and `sigma_min(J)` by power iteration, and the vectors `(3, n + m)` that the next one begins from."""
-
-    hessian: Any
-    jacobian: Any
-    least: Any
-    vectors: Any
-
-
-class Weights(NamedTuple):
-    """eta1, eta2, delta of the merit and of the rule, and tau."""
-
-    feasible: Any
-    stationary: Any
-    delta: Any
-    shift: Any
-
-
 class Effort(NamedTuple):
     """Counts: values of M, each with the gradient of L; linearisations; products with K; linear systems; steps whose
-    system was not solved to its tolerance (`short`); steps along `-grad M` because no Newton direction was accepted.
+    system was not solved to its tolerance (`short`); steps along a gradient because no Newton direction was accepted.
     """
 
     values: Any
@@ -209,21 +193,29 @@ class ExactAugmentedLagrangian:
         """The row of the table: the functions that make the saddle step a Newton step."""
 
         def primal(x: Any, y: Any, memory: Memory) -> tuple[Any, Memory]:
-            here = _Newton.at(view, Pair(x, y))
+            here = Linearised.at(view, Pair(x, y))
             count = jnp.where(state.work.gradients > 0, POWER[1], POWER[0])
             sizes = here.sizes(state.sizes, count)
             found = self._direction(here, state, sizes)
-            weights = found.weights
-            slope = here.merit_slope(weights)
-            going = found.accepted
-            plain = -slope / jnp.maximum(1, _norm(slope))
-            direction = jnp.where(going, found.step, plain)
-            merit = Merit(view, weights.feasible, weights.stationary)
+            weights, going = found.weights, found.accepted
+            # Without a direction: where the rows are broken and the system has no solution, back to the rows by
+            # Cauchy's step on |c|^2 / 2 (M has no lower bound there); else down along -grad M.
+            broken = here.split(r := here.residual)[1]
+            restoring = ~going & found.short & (l2(broken) > jnp.finfo(x.dtype).eps ** 0.25)
+            keep = jnp.where(restoring, 0, 1).astype(x.dtype)
+            merit = Merit(view, weights.feasible, weights.stationary, keep)
+            slope = here.merit_slope(weights, keep)
+            slope = jnp.where(restoring & (jnp.arange(r.size) >= x.size), 0, slope)
+            bend = l2(here.split(here.product(slope))[1]) ** 2 * weights.feasible
+            length = jnp.where(restoring, jnp.sum(slope**2) / jnp.where(bend > 0, bend, 1), 1)
+            length = jnp.where(restoring, length, 1 / jnp.maximum(1, l2(slope)))
+            direction = jnp.where(going, found.step, -length * slope)
             point = jnp.concatenate([x, y])
-            trial = search(merit, point, merit.value(point), slope, direction, ~going, jnp.asarray(False),
-                           jnp.asarray(False))  # fmt: skip
+            no = jnp.asarray(False)
+            stretch = (weights.shift > 0) | ~going
+            trial = search(merit, point, merit.value(point), slope, direction, stretch, no, no)
             stuck = ~trial.done
-            spent = Effort(1 + trial.tries, 1, found.products + 5 * count + 1, found.systems, found.short, ~going)
+            spent = Effort(1 + trial.tries, 1, found.products + 5 * count + 2, found.systems, found.short, ~going)
             work = jax.tree.map(lambda total, more: total + jnp.asarray(more, jnp.int32), state.work, spent)
             spot = Spot(trial.x[x.size :] - y, weights, sizes, stuck, work)
             return trial.x[: x.size], memory._replace(primal=spot)
@@ -275,18 +267,18 @@ class ExactAugmentedLagrangian:
             status = jnp.where(fact, jnp.int32(int(name)), status)
         return state._replace(progress=progress), status
 
-    def _direction(self, here: "_Newton", state: State, sizes: Sizes) -> "_Hunt":
+    def _direction(self, here: "Linearised", state: State, sizes: Sizes) -> "_Hunt":
         """A step z that the rules accept, with the weights that it took; or the last one tried."""
-        r, size = here.residual, _norm(here.residual)
+        r, size = here.residual, l2(here.residual)
         eps = jnp.finfo(r.dtype).eps
         # The largest shift gives a step of about x's size at most where there is no curvature.
-        slope, point = _norm(here.split(r)[0]), _norm(state.pair.x)
+        slope, point = l2(here.split(r)[0]), l2(state.pair.x)
         most = sizes.hessian + jnp.maximum(SHIFT, slope / jnp.maximum(1, point))
 
         def tolerance(z: Any, w: Weights, tight: Any) -> Any:
-            rounding = 10 * eps * ((sizes.hessian + w.shift + sizes.jacobian) * _norm(z) + size)
+            rounding = 10 * eps * ((sizes.hessian + w.shift + sizes.jacobian) * l2(z) + size)
             wide = sizes.hessian + w.shift
-            published = self.theta * w.delta * size / ((wide + sizes.jacobian) * _psi(sizes, w.shift))
+            published = self.theta * w.delta * size / ((wide + sizes.jacobian) * inverse_size(sizes, w.shift))
             forced = jnp.minimum(self.forcing, jnp.sqrt(size)) * size
             ask = jnp.where(jnp.asarray(self.forcing) > 0, forced, published)
             return jnp.maximum(tight * ask, rounding)
@@ -295,10 +287,11 @@ class ExactAugmentedLagrangian:
             w = hunt.weights
             shift = here.shift(w.shift)
             missing = -(hunt.image + shift * hunt.step + r)
-            goal = tolerance(hunt.step, w, hunt.tight)
+            # Round by round, as refinement: what rounding allows is known when the size of z is.
+            ask = jnp.maximum(tolerance(hunt.step, w, hunt.tight), eps**0.5 * l2(missing))
             key, own = jax.random.split(hunt.key)
             system = System(lambda z: here.product(z) + shift * z, here.primal, here.conditioned)
-            found = self.linear.solve(system, missing, own, goal)
+            found = self.linear.solve(system, missing, own, ask)
             z = hunt.step + found.step
             image = here.product(z)
             dx, dy = here.split(z)
@@ -309,16 +302,17 @@ class ExactAugmentedLagrangian:
             falls = jnp.sum(r * z) + jnp.sum(here.weighted(w) * image)
             steep = falls <= -0.5 * w.stationary * size**2
             left = found.residual
-            solved = left <= goal
-            # What a budget of products did not solve is judged as it is. A poor direction is laid to curvature or to the
-            # weights only where it is accurate enough to show it, and solved for further before.
-            short = ~solved
+            solved = left <= tolerance(z, w, hunt.tight)
+            more = ~solved & (left <= ask)
+            # What a budget of products did not solve is judged as it is. A poor direction is laid to curvature or to
+            # the weights only where it is accurate enough to show it, and solved for further before.
+            short = ~solved & ~more
             clear = left <= CLEAR * size
-            poor = flat | (short & ~steep)
-            bent = poor & clear & (w.shift < most)
-            accepted = steep & ~flat
-            adapt = solved & clear & ~flat & ~steep
+            poor = ~more & (flat | (short & ~steep))
+            accepted = steep & ~flat & ~more
             tighten = solved & ~clear & ~accepted
+            bent = poor & ~tighten & (w.shift < most)
+            adapt = solved & clear & ~flat & ~steep
             shifted = jnp.minimum(jnp.maximum(8 * w.shift, 0.1 * most), most)
             grown = w._replace(feasible=self.growth**2 * w.feasible, stationary=w.stationary / self.growth)
             bound = self._delta(grown, sizes)
@@ -346,7 +340,7 @@ class ExactAugmentedLagrangian:
     def _delta(self, w: Weights, sizes: Sizes) -> Any:
         """The bound of delta under which every accurate enough direction is one of descent (their theory)."""
         wide = jnp.maximum(jnp.maximum(sizes.jacobian, sizes.hessian), 1)
-        scale = (1 + w.feasible + w.stationary) * wide**2 * _psi(sizes, w.shift) ** 2
+        scale = (1 + w.feasible + w.stationary) * wide**2 * inverse_size(sizes, w.shift) ** 2
         return (0.5 - DECREASE) * w.stationary / scale
 
 
@@ -363,115 +357,3 @@ class _Hunt(NamedTuple):
     short: Any
     accepted: Any
     over: Any
-
-
-@record
-class Merit:
-    """`M(x, y) = L + eta1 |c|^2 / 2 + eta2 |grad_x L|^2 / 2` at z = (x, y), in the form that a line search consumes.
-
-    Attributes:
-        view: the scaled program; feasible: eta1; stationary: eta2.
-    """
-
-    view: NonlinearView
-    feasible: Any
-    stationary: Any
-
-    lower, upper = -jnp.inf, jnp.inf
-
-    def value(self, z: Any) -> Any:
-        """M at z, `(n + m,)`."""
-        n = self.view.lower.size
-        x, y = z[:n], z[n:]
-        (f, c), pull = jax.vjp(self.view.measured, x)
-        (slope,) = pull((jnp.ones_like(f), y))
-        return f + jnp.sum(y * c) + self.feasible / 2 * jnp.sum(c**2) + self.stationary / 2 * jnp.sum(slope**2)
-
-
-class _Newton(NamedTuple):
-    """The optimality system linearised at a pair: r, and K by its products."""
-
-    view: NonlinearView
-    residual: Any
-    product: Any
-    primal: int
-
-    @staticmethod
-    def at(view: NonlinearView, pair: Pair) -> "_Newton":
-        n = pair.x.size
-
-        def conditions(z: Any) -> Any:
-            (f, c), pull = jax.vjp(view.measured, z[:n])
-            (slope,) = pull((jnp.ones_like(f), z[n:]))
-            return jnp.concatenate([slope, c])
-
-        residual, product = jax.linearize(conditions, jnp.concatenate(pair))
-        return _Newton(view, residual, product, n)
-
-    def split(self, z: Any) -> tuple[Any, Any]:
-        """The parts of x and y."""
-        return z[: self.primal], z[self.primal :]
-
-    def shift(self, tau: Any) -> Any:
-        """`(n + m,)`: tau on the entries of x."""
-        return jnp.where(jnp.arange(self.residual.size) < self.primal, tau, 0)
-
-    def weighted(self, w: Weights) -> Any:
-        """`(eta2 grad_x L, eta1 c)`."""
-        return self.residual * jnp.where(jnp.arange(self.residual.size) < self.primal, w.stationary, w.feasible)
-
-    def merit_slope(self, w: Weights) -> Any:
-        """`grad M = r + K (eta2 grad_x L, eta1 c)`: H and not the Hessian of f, by one product."""
-        return self.residual + self.product(self.weighted(w))
-
-    def conditioned(self, inverse: Any) -> Any:
-        """A preconditioner of the user's units and shapes as a map of flat scaled vectors.
-
-        With `z = T z_s`, `K_s` is `T' K T` up to a factor, so the inverse of its preconditioner is `T^-1 P^-1 T'^-1`.
-        """
-        view, units = self.view, self.view.units
-        x_like, y_like = ravel_pytree(view.program.start)[1], ravel_pytree(view.like)[1]
-        d, s = units.variables, units.rows / units.objective
-
-        def apply(v: Any) -> Any:
-            x, y = self.split(v)
-            given = Pair(x_like(x / d), y_like(y / s))
-            step = inverse(given, *view.program.args)
-            return jnp.concatenate([ravel_pytree(step.x)[0] / d, ravel_pytree(step.y)[0] / s]).astype(v.dtype)
-
-        return apply
-
-    def sizes(self, last: Sizes, count: Any) -> Sizes:
-        """`|H|`, `|J|`, `sigma_min(J)` after `count` more power iterations on H, JJ' and `1.1 |J|^2 - JJ'`.
-
-        The first two come from below and the last one from above: estimates.
-        """
-        n = self.primal
-        twice = jax.vmap(self.product)
-
-        def body(_: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
-            v, found = carry
-            once = twice(v)
-            squared = twice(jnp.where(jnp.arange(v.shape[1]) < n, once[1:], 0))[:, n:]
-            reach = 1.1 * found[1]
-            gap = reach * v[2, n:] - squared[1]
-            rows = [(once[0, :n], 0), (squared[0], n), (gap, n)]
-            after = jnp.stack([jnp.zeros_like(v[0]).at[at : at + row.size].set(row) for row, at in rows])
-            size = jnp.sqrt(jnp.sum(after**2, axis=1))
-            fine = (size > 0) & jnp.isfinite(size)
-            return jnp.where(fine[:, None], after / jnp.where(fine, size, 1)[:, None], v), jnp.where(fine, size, 0)
-
-        found = jnp.stack([last.hessian, last.jacobian**2, 1.1 * last.jacobian**2 - last.least**2])
-        vectors, found = lax.fori_loop(0, count, body, (last.vectors, found))
-        least = jnp.sqrt(jnp.maximum(1.1 * found[1] - found[2], 0))
-        return Sizes(found[0], jnp.sqrt(found[1]), least, vectors)
-
-
-def _psi(sizes: Sizes, shift: Any) -> Any:
-    """`20 max(|B|^2, 1) / (min(sigma^2, 1) min(xi_B, 1))`: a bound of `|K^-1|`, up to constants."""
-    floor = jnp.finfo(shift.dtype).eps
-    return 20 * jnp.maximum((sizes.hessian + shift) ** 2, 1) / (jnp.clip(sizes.least**2, floor, 1) * SHIFT)
-
-
-def _norm(v: Any) -> Any:
-    return jnp.sqrt(jnp.sum(v * v))

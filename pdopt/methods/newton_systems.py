@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pdopt.errors import InvalidOption
+from pdopt.methods.exact_merit import l2
 from pdopt.methods.inner import require_budget
 from pdopt.types import record
 
@@ -57,8 +58,8 @@ class LinearSolver(Protocol):
 class Direct:
     """The matrix from `n + m` products, factored, with refinement.
 
-    Its corner is `-sqrt(eps) |K| I`, which keeps it solvable where constraints are dependent; refinement takes what that
-    costs away where they are not.
+    Its corner is `-sqrt(eps) |K| I`, which keeps it solvable where constraints are dependent; refinement takes what
+    that costs away where they are not.
 
     Example:
         >>> import pdopt
@@ -82,17 +83,18 @@ class Direct:
                 z, rest, best, count = carry
                 tried = z + jax.scipy.linalg.lu_solve(factors, rest)
                 left = right - system.product(tried)
-                error = _norm(left)
+                error = l2(left)
                 better = error < best
                 z, rest, best = (jnp.where(better, a, b) for a, b in ((tried, z), (left, rest), (error, best)))
                 return z, rest, best, jnp.where(better, count + 1, REFINEMENTS + 1).astype(jnp.int32)
 
-            more = lambda carry: (carry[2] > tolerance) & (carry[3] <= REFINEMENTS)
+            # The first correction is cheap and worth half the digits; more only where they are asked for.
+            more = lambda carry: ((carry[2] > tolerance) | (carry[3] < 2)) & (carry[3] <= REFINEMENTS)
             first = (jnp.zeros_like(right), right, jnp.full_like(goal, jnp.inf), jnp.int32(0))
             z, rest, _, count = lax.while_loop(more, refined, first)
-            return Solved(z, _norm(rest), right.size + count)
+            return Solved(z, l2(rest), right.size + count)
 
-        goal = _norm(right)
+        goal = l2(right)
         nothing = Solved(jnp.zeros_like(right), goal, jnp.int32(0))
         return lax.cond(goal <= tolerance, lambda: nothing, factored)
 
@@ -158,7 +160,7 @@ class MinRes:
             )  # fmt: skip
 
         def running(k: "_Krylov") -> Any:
-            error = _norm(k.rest)
+            error = l2(k.rest)
             return (error > tolerance) & (k.count < limit) & ~k.over & jnp.isfinite(error)
 
         first_z = apply(right)
@@ -169,7 +171,7 @@ class MinRes:
             0 * one, 0 * one, gamma, jnp.int32(0), empty,
         )  # fmt: skip
         found = lax.while_loop(running, body, first)
-        return Solved(found.step, _norm(right - system.product(found.step)), found.count + 1)
+        return Solved(found.step, l2(right - system.product(found.step)), found.count + 1)
 
 
 class _Krylov(NamedTuple):
@@ -256,12 +258,8 @@ class BlockSketch:
             return z, right - system.product(z), count + 1
 
         def running(carry: tuple[Any, Any, Any]) -> Any:
-            error = _norm(carry[1])
+            error = l2(carry[1])
             return (error > tolerance) & ((carry[2] + 1) * (block + 1) <= limit) & jnp.isfinite(error)
 
         z, rest, count = lax.while_loop(running, body, (jnp.zeros_like(right), right, jnp.int32(0)))
-        return Solved(z, _norm(rest), count * (block + 1))
-
-
-def _norm(v: Any) -> Any:
-    return jnp.sqrt(jnp.sum(v * v))
+        return Solved(z, l2(rest), count * (block + 1))
