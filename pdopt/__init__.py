@@ -26,11 +26,13 @@ if TYPE_CHECKING:
     from pdopt.methods.bilevel import LVHBA, Growing, Stages
     from pdopt.methods.bilevel_baselines import ImplicitGradient, ValuePenalty
     from pdopt.methods.dual_ascent import DualAscent
+    from pdopt.methods.exact_augmented_lagrangian import ExactAugmentedLagrangian
     from pdopt.methods.inner import ProjectedNewton
     from pdopt.methods.inner_iterative import ProjectedLBFGS, ProjectedNewtonCG
     from pdopt.methods.matching_policies import Balance, Greedy, Ranking, UniformRandom
     from pdopt.methods.mirror_descent import MirrorDescent
     from pdopt.methods.multiplier import Growth, Multiplier, Violation
+    from pdopt.methods.newton_systems import BlockSketch, Direct, MinRes
     from pdopt.methods.pairwise import pairwise
     from pdopt.methods.pdhg import PDHG
     from pdopt.methods.semi_dual import Dual, SemiDual
@@ -95,6 +97,10 @@ _HOMES = {
     "assign": "assign",
     "AugmentedLagrangian": "methods.augmented_lagrangian",
     "Balance": "methods.matching_policies",
+    "BlockSketch": "methods.newton_systems",
+    "Direct": "methods.newton_systems",
+    "ExactAugmentedLagrangian": "methods.exact_augmented_lagrangian",
+    "MinRes": "methods.newton_systems",
     "Balancer": "methods.balancing",
     "Balancing": "problems.balancing",
     "Constrained": "constrain",
@@ -190,10 +196,12 @@ __all__ = [
     "Balancing",
     "Barycenter",
     "BilevelProgram",
+    "BlockSketch",
     "ConicProgram",
     "Constrained",
     "Corrupted",
     "Dense",
+    "Direct",
     "Divergence",
     "Dual",
     "DualAscent",
@@ -201,6 +209,7 @@ __all__ = [
     "EntropicMatching",
     "Entropy",
     "Euclidean",
+    "ExactAugmentedLagrangian",
     "Extrapolated",
     "Greedy",
     "Grid",
@@ -215,6 +224,7 @@ __all__ = [
     "MatchingRun",
     "MatrixGame",
     "Memory",
+    "MinRes",
     "MirrorDescent",
     "Modulated",
     "Multiplier",
