@@ -44,7 +44,7 @@ def program(seed: int, curved: bool) -> dict[str, np.ndarray]:
     chosen = candidates[: free - 1] if not curved else [i for i in candidates[: free - 1] if rng.uniform() < 0.5]
     for i, kind in enumerate(KINDS):
         holds, sign = kind == "equality" or i in chosen, rng.choice([-1, 1])
-        sign = {"at least": 1, "at most": -1}.get(kind, sign)
+        sign = 1 if kind == "at least" else -1 if kind == "at most" else sign
         y[i] = sign * price() if holds else 0
         if kind in ("at least", "ranged", "equality"):
             row_lower[i] = activity[i] - (0 if (holds and sign > 0) or kind == "equality" else room())
