@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import expit
 
 import pdopt
 from pdopt.types import Pair
@@ -78,7 +79,7 @@ def regression_reference(data: Samples, x: np.ndarray, steps: int = 20) -> tuple
 
     def slopes(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         margin = labels * (X @ x)
-        share = 1 / (1 + np.exp(margin))
+        share = expit(-margin)
         slope = -X.T @ (labels * share) / len(labels)
         bend = X.T * (share * (1 - share)) @ X / len(labels)
         return slope, bend, np.vstack([A, 2 * x]), np.append(A @ x - b, x @ x - 1)
@@ -155,7 +156,8 @@ def control_reference(size: int, target: np.ndarray) -> tuple[np.ndarray, np.nda
     import scipy.sparse as sp
     from scipy.sparse.linalg import splu
 
-    line = sp.diags([1.0, -2.0, 1.0], [-1, 0, 1], shape=(size, size)) * ((size + 1) / 2) ** 2
+    diagonals: Any = sp.diags_array  # its annotations know a single offset only
+    line = diagonals([1.0, -2.0, 1.0], offsets=[-1, 0, 1], shape=(size, size)) * ((size + 1) / 2) ** 2
     eye, one = sp.identity(size**2), sp.identity(size)
     L = sp.kron(line, one) + sp.kron(one, line)
     matrix = sp.block_array([[eye, None, L], [None, 2 * EFFORT * eye, eye], [L, eye, None]], format="csc")

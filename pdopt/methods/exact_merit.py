@@ -114,8 +114,8 @@ class Linearised(NamedTuple):
 
         def apply(v: Any) -> Any:
             x, y = self.split(v)
-            given = Pair(x_like(x / d), y_like(y / s))
-            step = inverse(given, *view.program.args)
+            given = x_like(x / d), y_like(y / s)  # residuals of the two rows, in the shapes of x and y
+            step = inverse(Pair(*given), *view.program.args)
             return jnp.concatenate([ravel_pytree(step.x)[0] / d, ravel_pytree(step.y)[0] / s]).astype(v.dtype)
 
         return apply
