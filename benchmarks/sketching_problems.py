@@ -156,8 +156,8 @@ def control_reference(size: int, target: np.ndarray) -> tuple[np.ndarray, np.nda
     import scipy.sparse as sp
     from scipy.sparse.linalg import splu
 
-    offsets: Any = [-1, 0, 1]
-    line = sp.diags_array([1.0, -2.0, 1.0], offsets=offsets, shape=(size, size)) * ((size + 1) / 2) ** 2
+    diagonals: Any = sp.diags_array  # its annotations know a single offset only
+    line = diagonals([1.0, -2.0, 1.0], offsets=[-1, 0, 1], shape=(size, size)) * ((size + 1) / 2) ** 2
     eye, one = sp.identity(size**2), sp.identity(size)
     L = sp.kron(line, one) + sp.kron(one, line)
     matrix = sp.block_array([[eye, None, L], [None, 2 * EFFORT * eye, eye], [L, eye, None]], format="csc")
