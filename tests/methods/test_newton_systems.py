@@ -26,7 +26,7 @@ SOLVERS = {
     "kaczmarz": pdopt.BlockSketch(block=3, draw=coordinates),
 }
 
-LONG = ("kaczmarz", "whole sketch")
+LONG = ("direct", "kaczmarz", "whole sketch")  # slow; the next test is a quick one of the direct solver
 
 
 def system(matrix: Any, inverse: Any = None) -> System:
@@ -64,6 +64,7 @@ def test_a_direct_solve_survives_dependent_rows() -> None:
     np.testing.assert_allclose(found.step[:n], np.linalg.solve(once, np.append(B[:n], [1.0, 2.0]))[:n], atol=1e-8)
 
 
+@pytest.mark.slow
 def test_krylov_steps_end_after_the_distinct_eigenvalues() -> None:
     """`diag(H, J H^-1 J')` leaves three eigenvalues: 1, (1 +- sqrt 5) / 2 (Murphy, Golub, Wathen 2000)."""
     ideal = np.zeros((n + m, n + m))
@@ -90,6 +91,7 @@ def test_one_block_is_the_projection_of_its_definition() -> None:
     assert np.abs(found.step - other.step).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_budget_ends_a_solve_that_says_so() -> None:
     for solver in (pdopt.MinRes(products=2), pdopt.BlockSketch(block=1, products=20)):
         found = solve(solver, K, B)
