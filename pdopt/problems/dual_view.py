@@ -80,6 +80,7 @@ class SparseDual:
     problem: Transport
     semi: bool
     kinks = True
+    rests = True  # once a proximal problem is solved, steps rest until the next check moves its centre
 
     def start(self) -> Pair:
         """Potentials 0 and the plan 0."""

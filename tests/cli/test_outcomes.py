@@ -42,7 +42,7 @@ def test_the_record_is_strict_json():
     assert found["residuals"] == {"primal": None, "dual": 0.5, "gap": None}
     assert (found["message"], found["error"]["type"]) == ("two lines", "ValueError")
     assert set(found["seconds"]) == {"read", "presolve", "compile", "solve"}
-    assert set(found["problem"]) == {"rows", "columns", "nonzeros"}
+    assert set(found["problem"]) == {"rows", "columns", "nonzeros", "quadratic"}
 
 
 def test_sigterm_raises_inside_the_block_only():

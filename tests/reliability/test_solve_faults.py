@@ -276,7 +276,7 @@ def test_rows_42_to_49_a_bad_file_is_one_line_and_exit_code_2(tmp_path, capsys, 
     assert found["error"]["file"] == str(path)
     if line is not None:
         assert found["error"]["line"] == line
-    assert found["problem"] == {"rows": None, "columns": None, "nonzeros": None}
+    assert found["problem"] == {"rows": None, "columns": None, "nonzeros": None, "quadratic": None}
 
 
 def solved(capsys, tmp_path, text):
