@@ -30,8 +30,8 @@ def proximal_program(lp: LinearProgram, weight: Any, reference: Any = None) -> Q
         >>> import jax, pdopt
         >>> lp = pdopt.LinearProgram([1.0, 2.0], [[1.0, 1.0]], [1.0], [1.0], [0.0, 0.0], dtype=jnp.float32)
         >>> smooth = lambda c: pdopt.solve(pdopt.proximal_program(lp.replace(c=c), 4.0), tolerance=1e-5).x
-        >>> print(smooth(lp.c).round(3), jax.jacobian(smooth)(lp.c).round(3)[0])
-        [0.625 0.375] [-0.125  0.125]
+        >>> print((8 * smooth(lp.c)).round(2), (8 * jax.jacobian(smooth)(lp.c)).round(2)[0])
+        [5. 3.] [-1.  1.]
     """
     if not isinstance(lp, LinearProgram):
         raise InvalidOption(f"lp has type {type(lp).__name__}; expected a LinearProgram")
