@@ -43,7 +43,7 @@ def solve_jacobian(function: Callable[[Any], Any], v: Any, right: Any, *, transp
     matrix = rows if transpose else rows.T
     size = jnp.max(jnp.abs(matrix))
     shift = jnp.finfo(v.dtype).eps ** 0.6 * jnp.where(size > 0, size, 1)
-    factor = _lu(matrix + shift * jnp.eye(v.shape[0], dtype=v.dtype))
+    factor = _lu(lax.stop_gradient(matrix + shift * jnp.eye(v.shape[0], dtype=v.dtype)))
     found = lu_solve(factor, right)
     refine = lambda _, found: found + lu_solve(factor, right - matrix @ found)
     return lax.fori_loop(0, REFINEMENTS, refine, found)
