@@ -98,7 +98,8 @@ def test_grids_and_what_is_refused():
     assert grid_sizes(6, (90, 100)) == (2, 3)
     assert make_grid((4, 4), jax.devices()[:1]).axis_types == (AxisType.Auto,) * 2
     A, explicit = matrix(), grid(4, 2, AxisType.Explicit)
-    np.testing.assert_allclose(blocks(A, explicit).matvec(np.ones(N, np.float32)), A.sum(axis=1), rtol=1e-4, atol=1e-5)
+    sums = jax.jit(lambda made: made.matvec(jnp.ones(N, jnp.float32)))(blocks(A, explicit))
+    np.testing.assert_allclose(sums, A.sum(axis=1), rtol=1e-4, atol=1e-5)
     with pytest.raises(InvalidProblem, match=r"shape \(23, 40\), which the mesh .* does not divide"):
         blocks(A[:23], explicit)
     with pytest.raises(InvalidOption, match="mesh has type int"):
