@@ -168,7 +168,9 @@ def _returned(problem: Any, made: Presolved, inner: Pair, tolerance: float) -> A
 
 
 def _error(solution: Any) -> float:
-    return float(solution.residuals.error)
+    """The largest relative residual, infinite where it is not a number."""
+    error = float(solution.residuals.error)
+    return math.inf if math.isnan(error) else error
 
 
 # Ends of the reduced solve that say nothing of the original one.
