@@ -26,7 +26,7 @@ def program(maximise=False):
     rng = np.random.default_rng(0)
     matrix = sp.random(M, N, 0.2, random_state=1, format="coo")
     A = pdopt.Sparse.from_entries(matrix.row, matrix.col, rng.normal(size=matrix.nnz), (M, N), jnp.float64)
-    b = np.asarray(A.matvec(rng.uniform(size=N)))
+    b = np.asarray(A.matvec(jnp.asarray(rng.uniform(size=N))))
     low, high = np.where(np.arange(M) % 3 == 0, -INF, b - 0.1), np.where(np.arange(M) % 3 == 1, INF, b + 0.1)
     return pdopt.LinearProgram(
         rng.normal(size=N), A, low, high, np.zeros(N), np.ones(N), 1.5, maximise, dtype=jnp.float64
