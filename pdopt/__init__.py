@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from pdopt.problems.proximal import proximal_program
     from pdopt.problems.quadratic import QuadraticProgram
     from pdopt.problems.sampling import sample, worst_order
+    from pdopt.problems.sharded import shard
     from pdopt.problems.solution_file import read_solution, write_solution
     from pdopt.problems.sparsity import KSparse, Quadratic
     from pdopt.problems.streams import Stream
@@ -172,6 +173,7 @@ _HOMES = {
     "record": "types",
     "run": "run",
     "sample": "problems.sampling",
+    "shard": "problems.sharded",
     "simulate": "simulate",
     "solve": "solve",
     "solve_many": "solve_many",
@@ -278,6 +280,7 @@ __all__ = [
     "record",
     "run",
     "sample",
+    "shard",
     "simulate",
     "sinkhorn_divergence",
     "solve",

@@ -33,6 +33,7 @@ from pdopt.problems.game import MatrixGame
 from pdopt.problems.linear import LinearProgram
 from pdopt.problems.nonlinear import NonlinearProgram
 from pdopt.problems.quadratic import QuadraticProgram
+from pdopt.problems.sharded import ShardedProgram
 from pdopt.problems.sparsity import KSparse, Quadratic
 from pdopt.problems.transport import Transport
 from pdopt.rules.implicit import GRADIENTS, envelope, guard, smooth_envelope
@@ -58,6 +59,11 @@ def default_method(problem: Any) -> Any:
 
 @default_method.register
 def _(problem: LinearProgram) -> PDHG:
+    return PDHG()
+
+
+@default_method.register
+def _(problem: ShardedProgram) -> PDHG:
     return PDHG()
 
 
