@@ -1,0 +1,91 @@
+"""Newton steps on the pieces of a quadratic program, as the inner minimiser of the method of multipliers.
+
+`AugmentedLagrangian(inner=PiecewiseNewton.planned(qp))`; the view that it works on is `problems/quadratic_pieces.py`.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from pdopt.errors import UnsupportedProblem, require_range
+from pdopt.operators.normal import BandPlan
+from pdopt.problems.checks import concrete
+from pdopt.problems.quadratic import QuadraticProgram
+from pdopt.problems.quadratic_pieces import QuadraticPieces
+from pdopt.types import record
+
+DENSE = 3000  # variables: without a plan the whole matrix is factored
+CURVED = 0.9  # share of the variables that must have curvature for Newton steps to be the default
+NARROW = 8  # blocks of at most one in so many variables
+WORK = 4e9  # operations of a factor, a tenth of a second
+
+
+@record(static=("budget",))
+class PiecewiseNewton:
+    """The inner minimiser of `AugmentedLagrangian` for quadratic programs with any rows and bounds.
+
+    Attributes:
+        plan: of the band of `Q + A'A` (`planned`), or None: the whole matrix is factored, for up to 3000 variables.
+        budget: Newton steps of one minimisation, >= 1.
+
+    Raises:
+        UnsupportedProblem: (`AugmentedLagrangian.admit`) too many variables for a dense factor.
+
+    Example:
+        >>> import pdopt
+        >>> qp = pdopt.QuadraticProgram([2.0, 2.0], [0.0, -9.0], [[1.0, 1.0]], [1.0], [2.0], [0.0, 0.0],
+        ...                             dtype=jnp.float32)
+        >>> solution = pdopt.solve(qp, pdopt.AugmentedLagrangian(inner=PiecewiseNewton()), tolerance=1e-4)
+        >>> print(solution.x.round(2), solution.y.round(2))
+        [0. 2.] [-5.]
+    """
+
+    plan: BandPlan | None = None
+    budget: int = 300
+
+    polishes = False
+
+    def __post_init__(self) -> None:
+        require_range("budget", self.budget, 1)
+
+    @staticmethod
+    def planned(qp: QuadraticProgram, budget: int = 300) -> "PiecewiseNewton":
+        """With the plan of a program whose pattern is known.
+
+        Example:
+            >>> import pdopt
+            >>> PiecewiseNewton.planned(pdopt.QuadraticProgram([1.0], [0.0], [[1.0]], [1.0], [1.0])).plan is None
+            True
+        """
+        return PiecewiseNewton(BandPlan.make(qp.Q, qp.A), budget)
+
+    def admit(self, qp: Any) -> None:
+        """Raise `UnsupportedProblem` for what has no piecewise quadratic model, or too large a one."""
+        if not isinstance(qp, QuadraticProgram):
+            raise UnsupportedProblem(f"PiecewiseNewton takes a QuadraticProgram; problem is a {type(qp).__name__}")
+        n = qp.shape[1]
+        if self.plan is None and n > DENSE:
+            raise UnsupportedProblem(
+                f"the program has {n} variables and PiecewiseNewton no plan, so a dense factor is needed; expected at "
+                f"most {DENSE}, or PiecewiseNewton.planned(qp) for a program whose Q + A'A is a narrow band"
+            )
+        if self.plan is not None and self.plan.place.shape != (n,):
+            raise UnsupportedProblem(f"the plan is for {self.plan.place.size} variables; the program has {n}")
+
+    def view(self, qp: QuadraticProgram) -> QuadraticPieces:
+        """The program as the method sees it."""
+        return QuadraticPieces.make(qp.minimised(), self.plan, jnp.int32(self.budget))
+
+
+def banded(qp: QuadraticProgram) -> BandPlan | None:
+    """The plan where Newton steps are the better choice: curvature nearly everywhere, and `Q + A'A` a narrow band.
+
+    Narrow: blocks of at most an eighth of the variables. None also for traced data.
+    """
+    if concrete(qp.c) is None:
+        return None
+    sizes = concrete(qp.Q.row_norms("linf"))
+    if sizes is None or not sizes.size or (sizes > 0).mean() < CURVED:
+        return None
+    plan = BandPlan.make(qp.Q, qp.A)
+    return plan if plan is not None and NARROW * plan.width <= sizes.size and plan.work <= WORK else None
