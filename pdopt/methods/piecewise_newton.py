@@ -6,9 +6,12 @@
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from pdopt.errors import UnsupportedProblem, require_range
+from pdopt.operators.diagonal import Diagonal
 from pdopt.operators.normal import BandPlan
+from pdopt.operators.sparse import Sparse
 from pdopt.problems.checks import concrete
 from pdopt.problems.quadratic import QuadraticProgram
 from pdopt.problems.quadratic_pieces import QuadraticPieces
@@ -80,12 +83,16 @@ class PiecewiseNewton:
 def banded(qp: QuadraticProgram) -> BandPlan | None:
     """The plan where Newton steps are the better choice: curvature nearly everywhere, and `Q + A'A` a narrow band.
 
-    Narrow: blocks of at most an eighth of the variables. None also for traced data.
+    Narrow: blocks of at most an eighth of the variables. It looks at Q and at the pattern of A: None where Q is traced.
     """
-    if concrete(qp.c) is None:
-        return None
-    sizes = concrete(qp.Q.row_norms("linf"))
-    if sizes is None or not sizes.size or (sizes > 0).mean() < CURVED:
+    entries = concrete(qp.Q.entries) if isinstance(qp.Q, Sparse | Diagonal) else None
+    if entries is None or _curved(qp.Q, entries) < CURVED:
         return None
     plan = BandPlan.make(qp.Q, qp.A)
-    return plan if plan is not None and NARROW * plan.width <= sizes.size and plan.work <= WORK else None
+    return plan if plan is not None and NARROW * plan.width <= qp.shape[1] and plan.work <= WORK else None
+
+
+def _curved(Q: Any, entries: np.ndarray) -> float:
+    """The share of variables that Q has an entry for."""
+    rows = np.arange(entries.size) if isinstance(Q, Diagonal) else np.asarray(Q.row)
+    return np.unique(rows[entries != 0]).size / max(Q.shape[0], 1)

@@ -72,7 +72,7 @@ def test_not_the_default_without_a_band_or_curvature():
                                    chain(600).A, -np.ones(598), np.ones(598), dtype=jnp.float64).Q)  # fmt: skip
         assert banded(flat) is None
         seen = []
-        jax.make_jaxpr(lambda c: seen.append(banded(chain(600).replace(c=c))))(jnp.ones(600))
+        jax.make_jaxpr(lambda qp: seen.append(banded(qp)))(chain(600))
     assert seen == [None]
 
 
