@@ -39,7 +39,7 @@ class PiecewiseNewton:
         >>> qp = pdopt.QuadraticProgram([2.0, 2.0], [0.0, -9.0], [[1.0, 1.0]], [1.0], [2.0], [0.0, 0.0],
         ...                             dtype=jnp.float32)
         >>> solution = pdopt.solve(qp, pdopt.AugmentedLagrangian(inner=PiecewiseNewton()), tolerance=1e-4)
-        >>> print(solution.x.round(2), solution.y.round(2))
+        >>> print(jnp.abs(solution.x).round(2), solution.y.round(2))
         [0. 2.] [-5.]
     """
 

@@ -36,7 +36,7 @@ def factorise(diagonal: Any, below: Any) -> BlockFactor:
 
     Example:
         >>> factor = factorise(jnp.array([[[4.0]], [[2.0]]]), jnp.array([[[2.0]], [[0.0]]]))
-        >>> print(solve(factor, jnp.array([6.0, 3.0])))
+        >>> print(solve(factor, jnp.array([6.0, 4.0])))
         [1. 1.]
     """
     count, width, _ = diagonal.shape
