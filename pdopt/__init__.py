@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pdopt.methods.newton_systems import BlockSketch, Direct, MinRes
     from pdopt.methods.pairwise import pairwise
     from pdopt.methods.pdhg import PDHG
+    from pdopt.methods.piecewise_newton import PiecewiseNewton
     from pdopt.methods.semi_dual import Dual, SemiDual
     from pdopt.methods.sinkhorn import Sinkhorn
     from pdopt.minimise import minimise
@@ -91,6 +92,7 @@ _HOMES = {
     "SemiDual": "methods.semi_dual",
     "Transport": "problems.transport",
     "PDHG": "methods.pdhg",
+    "PiecewiseNewton": "methods.piecewise_newton",
     "Allocation": "problems.allocation",
     "Assortment": "problems.assortment",
     "Auctions": "problems.applications",
@@ -234,6 +236,7 @@ __all__ = [
     "NonlinearProgram",
     "Pair",
     "Phases",
+    "PiecewiseNewton",
     "ProjectedLBFGS",
     "ProjectedNewton",
     "ProjectedNewtonCG",

@@ -21,6 +21,7 @@ from pdopt.methods.balancing import Balancer
 from pdopt.methods.bilevel import LVHBA
 from pdopt.methods.bregman_projections import BregmanProjections
 from pdopt.methods.pdhg import PDHG
+from pdopt.methods.piecewise_newton import PiecewiseNewton, banded
 from pdopt.methods.semi_dual import SemiDual
 from pdopt.methods.sinkhorn import Sinkhorn
 from pdopt.problems.balancing import Balancing
@@ -90,8 +91,9 @@ def _(problem: Transport) -> Any:
 
 
 @default_method.register
-def _(problem: QuadraticProgram) -> PDHG:
-    return PDHG.quadratic()
+def _(problem: QuadraticProgram) -> Any:
+    plan = banded(problem)
+    return PDHG.quadratic() if plan is None else AugmentedLagrangian(inner=PiecewiseNewton(plan))
 
 
 @default_method.register
