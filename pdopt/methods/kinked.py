@@ -10,8 +10,8 @@ products with b, B and J alone. Without a bend on the way it is the usual step: 
 A piece tries the Newton point of what is active, moved into the box, and the minimiser of m along the straight way to
 it as far as the box allows; the lower of both is the next point. A variable at a bound that the way crosses is held.
 
-Where `B + J' psi'' J` is not positive definite on the free variables at d = 0, B gives way to its absolute value
-(`V |w| V'`: negative curvature counts as curvature; Dauphin et al. 2014), which makes m convex.
+Where `B + J' psi'' J` is not positive definite on the free variables at d = 0, B gives way to a matrix with its
+diagonal raised until it dominates each row, which makes m convex.
 """
 
 from typing import Any, NamedTuple
