@@ -127,8 +127,7 @@ class ProjectedNewton:
             worse = (still > 0) & ~(error < kept[1])
             direction, shifted = newton_step(model, x, look, error, good | worse)
             past = jnp.where(jnp.arange(MEMORY) == work.iterations % MEMORY, value, past)
-            # A step without curvature has no length of its own, so it must go down.
-            reference = jnp.where(shifted, value, jnp.maximum(value, jnp.max(past)))
+            reference = jnp.maximum(value, jnp.max(past))
             trial = search(model, x, value, g, direction, shifted, good | worse, plain, reference)
             moved = jnp.where(worse, kept[0], jnp.where(jnp.isfinite(trial.value), trial.x, x))
             error = jnp.where(worse, kept[1], error)
