@@ -47,7 +47,7 @@ from pdopt.rules.penalty import Schedule, algencan
 from pdopt.rules.saddle import Parts, row, saddle_step
 from pdopt.types import Memory, Optimality, Pair, Status, Visit, record
 
-GATE = 1e-2  # a residual from which polished steps are tried; each must shrink it
+GATE = 1e-1  # a residual from which polished steps are tried; each must shrink it
 PATIENCE = 3  # checks in a row that must agree before the penalty or infeasibility ends a run
 STALL = 12  # checks without a better pair, near the precision of the type, that end a run
 FEASIBLE = 1e-6  # a violation of this share of |x| is small for its size

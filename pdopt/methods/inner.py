@@ -23,7 +23,10 @@ from pdopt.types import record
 
 DECREASE = 1e-4  # Armijo's constant (Nocedal, Wright 2006, section 3.1)
 HALVINGS = 40
-STILL = 4  # steps in a row that lower the value by no more than its rounding
+# A Newton step must end below the largest of so many values (Grippo, Lampariello, Lucidi 1986): along a curved valley,
+# which a large penalty makes of the constraints, full steps climb its sides and still get on.
+MEMORY = 10
+STILL = 4  # steps in a row that change the value by no more than its rounding
 STRETCHES = 60  # doublings of a step along which the model sees no curvature: 2^60 reaches any unbounded ray
 
 
@@ -115,30 +118,33 @@ class ProjectedNewton:
         """See `Minimiser`."""
 
         def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-            x, _, _, work, still, kept = carry
+            x, _, _, work, still, kept, past = carry
             look = model.expansion(x)
             value, g = look.value, look.gradient
             error = residual(model, x, g)
-            direction, shifted = newton_step(model, x, look, error)
             good = (error <= tolerance) & ~plain
             # A step that changed the value by rounding alone must make the gradient smaller, else it is taken back.
             worse = (still > 0) & ~(error < kept[1])
-            trial = search(model, x, value, g, direction, shifted, good | worse, plain)
+            direction, shifted = newton_step(model, x, look, error, good | worse)
+            past = jnp.where(jnp.arange(MEMORY) == work.iterations % MEMORY, value, past)
+            reference = jnp.maximum(value, jnp.max(past))
+            trial = search(model, x, value, g, direction, shifted, good | worse, plain, reference)
             moved = jnp.where(worse, kept[0], jnp.where(jnp.isfinite(trial.value), trial.x, x))
             error = jnp.where(worse, kept[1], error)
             # Where no length is acceptable, or steps in a row change the value by rounding alone, more are no use.
-            fell = trial.value < value - 10 * jnp.finfo(x.dtype).eps * jnp.abs(value)
-            still = jnp.where(fell, 0, still + 1)
+            changed = jnp.abs(trial.value - value) > 10 * jnp.finfo(x.dtype).eps * jnp.abs(value)
+            still = jnp.where(changed, 0, still + 1)
             over = good | worse | ~trial.done | plain | (still >= STILL) | ~jnp.isfinite(error)
             work = Work(work.values + 1 + trial.tries, work.gradients + 1, work.hessians + 1, work.iterations + ~good)
-            return moved, error, over, work, still, (x, error)
+            return moved, error, over, work, still, (x, error), past
 
         def running(carry: tuple[Any, ...]) -> Any:
             return ~carry[2] & (carry[3].iterations < self.budget)
 
         infinite = jnp.full((), jnp.inf, x.dtype)
-        first = (x, infinite, jnp.asarray(False), Work.none(), jnp.int32(0), (x, infinite))
-        x, error, _, work, _, _ = lax.while_loop(running, body, first)
+        past = jnp.full(MEMORY, -jnp.inf, x.dtype)
+        first = (x, infinite, jnp.asarray(False), Work.none(), jnp.int32(0), (x, infinite), past)
+        x, error, _, work, _, _, _ = lax.while_loop(running, body, first)
         return Found(x, error, work)
 
 
@@ -147,19 +153,23 @@ def residual(model: Any, x: Any, g: Any) -> Any:
     return jnp.max(jnp.abs(x - jnp.clip(x - g, model.lower, model.upper)), initial=0)
 
 
-def search(model: Any, x: Any, value: Any, g: Any, direction: Any, stretch: Any, skip: Any, plain: Any) -> Trial:
+def search(
+    model: Any, x: Any, value: Any, g: Any, direction: Any, stretch: Any, skip: Any, plain: Any, reference: Any = None
+) -> Trial:
     """Armijo's rule along `clip(x + t d)`: t = 1, 1/2, ...; t = 1, 2, 4, ... while it still falls where `stretch`.
 
-    `skip` takes no step; `plain` takes t = 1 whatever the value is.
+    `skip` takes no step; `plain` takes t = 1 whatever the value is. `reference`: the value to end below, by
+    default that at x.
     """
     rounding = 10 * jnp.finfo(x.dtype).eps * jnp.abs(value)
+    reference = value if reference is None else reference
 
     def look(trial: Trial) -> Trial:
         length = jnp.where(trial.grow, 2, 0.5).astype(x.dtype) * trial.length
         z = jnp.clip(x + length * direction, model.lower, model.upper)
         reached = model.value(z)
         fall = jnp.minimum(jnp.sum(g * (z - x)), 0)
-        enough = (reached <= value + DECREASE * fall + rounding) | plain
+        enough = (reached <= reference + DECREASE * fall + rounding) | plain
         further = jnp.where(trial.grow, enough & (reached < trial.value), enough & stretch & ~plain)
         further &= (length >= 1) & (trial.tries < STRETCHES)
         after = Trial(length, z, reached, trial.tries + 1, further, enough & ~further)

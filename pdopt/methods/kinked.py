@@ -7,31 +7,40 @@ with the rows and bounds that are active at x ends at the first bend; where the 
 hundreds of such steps zigzag, each of which looks at f and v. Here the bends are crossed in the model, which costs
 products with b, B and J alone. Without a bend on the way it is the usual step: one factorisation, then a look.
 
-Where `B + J' psi'' J` is not positive definite on the free variables at d = 0, B gives way to its absolute value
-(`V |w| V'`: negative curvature counts as curvature; Dauphin et al. 2014), which makes m convex.
+A piece tries the Newton point of what is active, moved into the box, and the minimiser of m along the straight way to
+it as far as the box allows; the lower of both is the next point. A variable at a bound that the way crosses is held.
+
+Where `B + J' psi'' J` is not positive definite on the free variables at d = 0, B gives way to a matrix with its
+diagonal raised until it dominates each row, which makes m convex.
 """
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
+from pdopt.methods.small_factors import cholesky, cholesky_solve
 from pdopt.problems.nonlinear_view import Bent, Look
 
-# Pieces of one model; a batch waits for its member with the most. With 3 HS116 stopped, infeasible, in one build.
-BENDS = 8
-HALVINGS = 30
-DECREASE = 1e-4  # Armijo's constant, as in `methods/inner.py`
+# Pieces of one model; a batch waits for its member with the most, and what is left is found by the next Newton step.
+BENDS = 4
+SHARES = 0.5 ** np.arange(24)  # of the way along a piece at which its slope is looked at
 
 
 class Walk(NamedTuple):
-    """A point of the model: the step, m, its gradient, the penalty there, the piece's count, whether it ends."""
+    """A point of the model: the step, m, its gradient, rows and penalty there; `blocked`: variables held at bounds.
+
+    `count`: pieces so far; `over`: whether the walk ends.
+    """
 
     step: Any
     value: Any
     gradient: Any
+    rows: Any
     bent: Bent
+    blocked: Any
     count: Any
     over: Any
 
@@ -51,12 +60,12 @@ def settle(model: Any, x: Any, g: Any, direction: Any, held: Any) -> Any:
     return jnp.where(held, jnp.where(jnp.isfinite(bound), bound, x) - x, direction)
 
 
-def newton_step(model: Any, x: Any, look: Look, error: Any, bends: int = BENDS) -> tuple[Any, Any]:
+def newton_step(model: Any, x: Any, look: Look, error: Any, skip: Any = False, bends: int = BENDS) -> tuple[Any, Any]:
     """The minimiser of the model around x, and whether it lacked curvature: how far to go is then for the search.
 
     Args:
         model: `lower`, `upper`, and `bent(rows) -> Bent`.
-        x: `(n,)`. look: what `model.expansion(x)` found. error: the projected gradient at x.
+        x: `(n,)`. skip: take no step. look: what `model.expansion(x)` found. error: the projected gradient at x.
         bends: pieces that are looked at; with enough of them the minimum is exact.
     """
     tidy = lambda part: jnp.where(jnp.isfinite(part), part, 0)
@@ -81,11 +90,13 @@ def newton_step(model: Any, x: Any, look: Look, error: Any, bends: int = BENDS) 
     convex = _sound(_factor(first, shift), size)
     curvature = jnp.where(convex, look.curvature, _dominant(look.curvature))
 
-    def at(step: Any, count: Any, over: Any) -> Walk:
-        bent = model.bent(look.rows + look.jacobian @ step)
+    def at(step: Any) -> Walk:
+        rows = look.rows + look.jacobian @ step
+        bent = model.bent(rows)
         pull = curvature @ step
         value = base @ step + step @ pull / 2 + jnp.sum(bent.value)
-        return Walk(step, value, base + pull + look.jacobian.T @ bent.slope, bent, count, over)
+        gradient = base + pull + look.jacobian.T @ bent.slope
+        return Walk(step, value, gradient, rows, bent, jnp.zeros(x.shape, bool), jnp.int32(0), jnp.asarray(False))
 
     def scaled(walk: Walk) -> Any:
         """The gradient over the diagonal of the Hessian: how far each variable alone would go."""
@@ -98,27 +109,50 @@ def newton_step(model: Any, x: Any, look: Look, error: Any, bends: int = BENDS) 
 
     def piece(walk: Walk) -> Walk:
         held = outward(box, walk.step, walk.gradient, _residual(box, walk.step, scaled(walk)))
-        matrix, size = hessian(curvature, walk.bent, held)
-        factor = _definite(matrix, ~held, size, shift, least)
-        step = jax.scipy.linalg.cho_solve((factor, True), -jnp.where(held, 0, walk.gradient))
-        step = jnp.where(jnp.all(jnp.isfinite(step)), step, -walk.gradient)
-        step = settle(box, walk.step, walk.gradient, step, held)
+        still = held | walk.blocked
+        matrix, size = hessian(curvature, walk.bent, still)
+        factor = _definite(matrix, ~still, size, shift, least)
+        way = cholesky_solve(factor, -jnp.where(still, 0, walk.gradient))
+        way = jnp.where(jnp.all(jnp.isfinite(way)), way, -walk.gradient)
+        way = jnp.where(walk.blocked, 0, settle(box, walk.step, walk.gradient, way, held))
+        # How far each variable may go along the way; one at its bound that would leave it is held from now on.
+        room = jnp.where(way == 0, jnp.inf, (jnp.where(way < 0, box.lower, box.upper) - walk.step) / way)
+        stuck = ~still & (room <= 100 * eps)
+        clipped = at(jnp.clip(walk.step + way, box.lower, box.upper))
+        straight = at(along(walk, way, jnp.clip(jnp.min(room, initial=1), 0, 1)))
+        found = jax.tree.map(lambda a, b: jnp.where(straight.value < clipped.value, a, b), straight, clipped)
         rounding = 10 * eps * jnp.abs(walk.value)
+        lower = found.value < walk.value - rounding
+        found = jax.tree.map(lambda a, b: jnp.where(lower, a, b), found, walk)
+        blocked = walk.blocked | stuck
+        rest = jnp.abs(found.step - jnp.clip(found.step - found.gradient, box.lower, box.upper))
+        # Where only variables that were held move the gradient, they are let go.
+        free = jnp.max(jnp.where(blocked, 0, rest), initial=0) > goal
+        over = (jnp.max(rest, initial=0) <= goal) | ~(lower | jnp.any(stuck))
+        return found._replace(blocked=blocked & free, count=walk.count + 1, over=over)
 
-        def nearer(c: tuple[Any, Walk]) -> tuple[Any, Walk]:
-            target = jnp.clip(walk.step + c[0] * step, box.lower, box.upper)
-            after = at(target, walk.count + 1, jnp.asarray(False))
-            fall = jnp.minimum(jnp.sum(walk.gradient * (target - walk.step)), 0)
-            fine = after.value <= walk.value + DECREASE * fall + rounding
-            return c[0] / 2, after._replace(over=fine)
+    def along(walk: Walk, way: Any, far: Any) -> Any:
+        """`step + t way` with the least m, 0 <= t <= far: where the slope of m, which increases, changes its sign."""
+        across, pull = look.jacobian @ way, curvature @ way
+        smooth, bend = (walk.gradient - look.jacobian.T @ walk.bent.slope) @ way, way @ pull
 
-        start = (jnp.ones((), x.dtype), walk._replace(over=jnp.asarray(False)))
-        found = lax.while_loop(lambda c: ~c[1].over & (c[0] > 0.5**HALVINGS), nearer, start)[1]
-        last = _residual(box, found.step, found.gradient) <= goal
-        after = found._replace(over=last | (found.value >= walk.value - rounding) & (walk.count > 0))
-        return jax.tree.map(lambda a, b: jnp.where(found.over, a, b), after, walk._replace(over=~found.over))
+        def looks(t: Any) -> tuple[Any, Any, Any]:
+            """m, its slope and its bend at a length."""
+            bent = model.bent(walk.rows + t * across)
+            value = t * smooth + t**2 * bend / 2 + jnp.sum(bent.value)
+            return value, smooth + t * bend + bent.slope @ across, bend + bent.bend @ across**2
 
-    begin = at(jnp.zeros_like(x), jnp.int32(0), jnp.asarray(False))
+        lengths = far * jnp.asarray(SHARES, x.dtype)
+        slopes = jax.vmap(looks)(lengths)[1]
+        ends = jnp.stack([jnp.max(jnp.where(slopes <= 0, lengths, 0)), jnp.min(jnp.where(slopes > 0, lengths, far))])
+        _, slope, steep = jax.vmap(looks)(ends)
+        # Of Newton's steps from both ends one is exact where at most one bend lies between; the nearer end goes down.
+        steps = jnp.clip(ends - slope / jnp.where(steep > 0, steep, 1), ends[0], ends[1])
+        lengths = jnp.concatenate([jnp.where(steep > 0, steps, ends), ends[:1]])
+        t = lengths[jnp.argmin(jax.vmap(looks)(lengths)[0])]
+        return jnp.clip(walk.step + t * way, box.lower, box.upper)
+
+    begin = at(jnp.zeros_like(x))._replace(over=jnp.asarray(skip))
     walk = lax.while_loop(lambda w: ~w.over & (w.count < bends), piece, begin)
     return walk.step, ~convex | (shift > 0)
 
@@ -133,7 +167,7 @@ def _residual(box: Any, x: Any, g: Any) -> Any:
 
 
 def _factor(matrix: Any, tau: Any) -> Any:
-    return jnp.linalg.cholesky(matrix + tau * jnp.eye(matrix.shape[0], dtype=matrix.dtype))
+    return cholesky(matrix + tau * jnp.eye(matrix.shape[0], dtype=matrix.dtype))
 
 
 def _sound(factor: Any, size: Any) -> Any:
@@ -158,7 +192,7 @@ def _definite(matrix: Any, free: Any, size: Any, shift: Any, least: Any) -> Any:
     bump = jnp.maximum(jnp.maximum(least, share * size), tiny.tiny).astype(matrix.dtype)
 
     def again(carry: tuple[Any, Any]) -> tuple[Any, Any]:
-        tau = jnp.maximum(4 * carry[0], bump)
+        tau = jnp.maximum(10 * carry[0], bump)
         return tau, _factor(matrix, tau)
 
     running = lambda c: ~_sound(c[1], size) & (c[0] <= 1e8 * (size + least))

@@ -7,9 +7,11 @@ float64, one core): 3.4 us a pair of products and member in front, 0.55 us at th
 
 `minor(function)` is `function`; under `jax.vmap` its jaxpr is evaluated with every batched value kept batch-last.
 Elementwise operations, reductions, gathers and loops have rules here, whatever else goes through its own `vmap` rule.
-What is not batched is computed once. Members of a loop whose own condition is false are frozen, as in `jax.vmap`.
+What is not batched is computed once. Members of a loop whose own condition is false are frozen, as in `jax.vmap`; and
+loops inside it do not go on for them, as they do there: what a frozen member would compute is thrown away.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -33,6 +35,7 @@ ALONG_AXES = frozenset((*(f"reduce_{kind}" for kind in _REDUCTIONS), "argmax", "
 # A function with a rule of its own for batches (`custom_vmap`) is no mere call.
 CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "custom_jvp_call": "call_jaxpr",
          "remat": "jaxpr", "checkpoint": "jaxpr"}  # fmt: skip
+PRODUCT = 4096  # multiplications of a member up to which a batch of products is written as a sum
 
 
 def minor(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -99,7 +102,10 @@ def _widen(value: Any, batched: Any, shape: tuple[int, ...], size: int) -> Any:
     return lax.broadcast_in_dim(value, (*shape, size), (len(shape),) if batched else ())
 
 
-def _evaluate(closed: ClosedJaxpr, size: int, values: Sequence[Any], marks: Sequence[Any]) -> tuple[list[Any], Any]:
+def _evaluate(
+    closed: ClosedJaxpr, size: int, values: Sequence[Any], marks: Sequence[Any], alive: Any = None
+) -> tuple[list[Any], Any]:
+    """Results and which of them are batched; `alive`: the members whose results are read, `(size,)`, None for all."""
     jaxpr = closed.jaxpr
     held: dict[Any, tuple[Any, bool]] = {}
     held.update({var: (value, False) for var, value in zip(jaxpr.constvars, closed.consts)})
@@ -112,7 +118,7 @@ def _evaluate(closed: ClosedJaxpr, size: int, values: Sequence[Any], marks: Sequ
     kept = {var for var in jaxpr.outvars if _is_var(var)}
     for place, equation in enumerate(jaxpr.eqns):
         pairs = [read(var) for var in equation.invars]
-        found, flags = _apply(equation, size, [v for v, _ in pairs], [b for _, b in pairs])
+        found, flags = _apply(equation, size, [v for v, _ in pairs], [b for _, b in pairs], alive)
         held.update({var: (value, flag) for var, value, flag in zip(equation.outvars, found, flags)})
         for var in equation.invars:
             if _is_var(var) and last[var] == place and var not in kept:
@@ -125,22 +131,22 @@ def _is_var(var: Any) -> bool:
     return not isinstance(var, Literal)
 
 
-def _apply(equation: Any, size: int, values: list[Any], marks: list[bool]) -> tuple[list[Any], list[bool]]:
+def _apply(equation: Any, size: int, values: list[Any], marks: list[bool], alive: Any) -> tuple[list[Any], list[bool]]:
     """One operation: its results, and which of them are batched."""
     primitive, params = equation.primitive, equation.params
     if not any(marks):
         found = (
             primitive.bind(*values, **params)
             if primitive.name not in CALLS
-            else _inlined(equation, size, values, marks)
+            else _inlined(equation, size, values, marks, alive)
         )
         found = found[0] if primitive.name in CALLS else found
         found = list(found) if primitive.multiple_results else [found]
         return found, [False] * len(found)
     if primitive.name in CALLS:
-        return _inlined(equation, size, values, marks)
+        return _inlined(equation, size, values, marks, alive)
     if primitive.name == "while":
-        return _loop(params, size, values, marks)
+        return _loop(params, size, values, marks, alive)
     rule = RULES.get(primitive.name)
     found = None
     if primitive.name in ELEMENTWISE:
@@ -157,10 +163,10 @@ def _apply(equation: Any, size: int, values: list[Any], marks: list[bool]) -> tu
     return found, [True] * len(found)
 
 
-def _inlined(equation: Any, size: int, values: list[Any], marks: list[bool]) -> tuple[list[Any], Any]:
+def _inlined(equation: Any, size: int, values: list[Any], marks: list[bool], alive: Any) -> tuple[list[Any], Any]:
     inner = equation.params[CALLS[equation.primitive.name]]
     closed = ClosedJaxpr(inner, ()) if isinstance(inner, Jaxpr) else inner
-    return _evaluate(closed, size, values, marks)
+    return _evaluate(closed, size, values, marks, alive)
 
 
 def _reaches(jaxpr: Any, marks: Sequence[Any]) -> list[bool]:
@@ -194,8 +200,10 @@ def _carried(params: dict[str, Any], marks: Sequence[Any]) -> list[bool]:
         carry = grown
 
 
-def _loop(params: dict[str, Any], size: int, values: list[Any], marks: list[bool]) -> tuple[list[Any], list[bool]]:
-    """A while loop that runs until no member goes on; members that have ended keep what they had."""
+def _loop(
+    params: dict[str, Any], size: int, values: list[Any], marks: list[bool], alive: Any
+) -> tuple[list[Any], list[bool]]:
+    """A while loop that runs until no member that is alive goes on; members that have ended keep what they had."""
     tests, bodies = params["cond_nconsts"], params["body_nconsts"]
     carry = _carried(params, marks)
     of_test, of_body = values[:tests], values[tests : tests + bodies]
@@ -204,7 +212,9 @@ def _loop(params: dict[str, Any], size: int, values: list[Any], marks: list[bool
     ]
 
     def test(state: list[Any]) -> tuple[Any, bool]:
-        found, flags = _evaluate(params["cond_jaxpr"], size, [*of_test, *state], [*marks[:tests], *carry])
+        found, flags = _evaluate(params["cond_jaxpr"], size, [*of_test, *state], [*marks[:tests], *carry], alive)
+        if flags[0] and alive is not None:
+            return found[0] & alive, True
         return found[0], flags[0]
 
     def going(state: list[Any]) -> Any:
@@ -212,10 +222,11 @@ def _loop(params: dict[str, Any], size: int, values: list[Any], marks: list[bool
         return jnp.any(value) if batched else value
 
     def body(state: list[Any]) -> list[Any]:
-        body_marks = [*marks[tests : tests + bodies], *carry]
-        after, flags = _evaluate(params["body_jaxpr"], size, [*of_body, *state], body_marks)
-        after = [_spread(v, b, size) if c else v for v, b, c in zip(after, flags, carry)]
         goes, batched = test(state)
+        body_marks = [*marks[tests : tests + bodies], *carry]
+        inner = goes if batched else alive
+        after, flags = _evaluate(params["body_jaxpr"], size, [*of_body, *state], body_marks, inner)
+        after = [_spread(v, b, size) if c else v for v, b, c in zip(after, flags, carry)]
         if not batched:
             return after
         keep = lambda new, old: lax.select(_widen(goes, True, np.shape(old)[:-1], size), new, old)
@@ -290,12 +301,26 @@ def _dot(equation: Any, size: int, values: list[Any], marks: list[bool]) -> Any:
         a, b = (_spread(v, m, size) for v, m in zip(values, marks))
         return jnp.sum(a * b, axis=0)
     if all(marks):
-        return None
+        return _products(values, left, right, p["preferred_element_type"])
     if marks[0]:
         if ranks[0] > 1 and ranks[1] > len(right) and ranks[0] > len(left):
             return None
         values, left, right = values[::-1], right, left
     return lax.dot_general(values[0], values[1], ((left, right), ((), ())), p["precision"], p["preferred_element_type"])
+
+
+def _products(values: list[Any], left: Sequence[int], right: Sequence[int], kind: Any) -> Any:
+    """Small matrices times small matrices, all of them batched: one fused sum, where a product takes each by itself."""
+    a, b = values
+    rest = [d for d in range(a.ndim - 1) if d not in left], [d for d in range(b.ndim - 1) if d not in right]
+    a = a.transpose(*left, *rest[0], a.ndim - 1)
+    b = b.transpose(*right, *rest[1], b.ndim - 1)
+    inner, outer, own = a.shape[: len(left)], a.shape[len(left) : -1], b.shape[len(right) : -1]
+    if math.prod((*inner, *outer, *own)) > PRODUCT or not inner:
+        return None
+    a = a.reshape(*inner, *outer, *(1 for _ in own), a.shape[-1])
+    b = b.reshape(*inner, *(1 for _ in outer), *own, b.shape[-1])
+    return jnp.sum(a * b, axis=tuple(range(len(inner)))).astype(kind or a.dtype)
 
 
 RULES = {

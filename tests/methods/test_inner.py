@@ -102,3 +102,7 @@ def test_a_search_halves_stretches_and_refuses() -> None:
     # A step taken as it comes, and none at all.
     assert float(search(box, x, jnp.float32(1), g, jnp.array([1.0]), no, no, ~no).x[0]) == 2
     assert int(search(box, x, jnp.float32(1), g, jnp.array([-1.0]), no, ~no, no).tries) == 0
+    # A step may end above the value at x as long as it ends below the reference.
+    assert float(search(box, x, jnp.float32(1), g, jnp.array([-2.5]), no, no, no).x[0]) == pytest.approx(-0.25)
+    higher = search(box, x, jnp.float32(1), g, jnp.array([-2.5]), no, no, no, jnp.float32(4))
+    assert float(higher.x[0]) == pytest.approx(-1.5)

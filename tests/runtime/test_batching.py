@@ -66,6 +66,46 @@ def test_a_member_that_has_ended_is_frozen_bit_by_bit():
         assert float(value[k]) == float(alone[0])
 
 
+def test_inner_loops_do_not_go_on_for_frozen_members():
+    """A member that has ended would take 50 inner steps each time if it were asked: nobody waits for them."""
+    seen = []
+
+    def nested(x):
+        def inner(total):
+            jax.debug.callback(lambda: seen.append(1))
+            return total + 1
+
+        def outer(carry):
+            count, total = carry
+            steps = jnp.where(count < x, 1, 50)
+            return count + 1, jax.lax.while_loop(lambda t: t < total + steps, inner, total)
+
+        return jax.lax.while_loop(lambda c: c[0] < x, outer, (jnp.int32(0), jnp.int32(0)))[1]
+
+    found = jax.jit(jax.vmap(minor(nested)))(jnp.array([1, 4], jnp.int32))
+    jax.effects_barrier()
+    np.testing.assert_array_equal(found, [1, 4])
+    assert len(seen) <= 2 * 4
+
+
+@pytest.mark.parametrize("rows", [3, 40])  # written out, and too large to be
+def test_products_of_batches(rows):
+    rng = np.random.default_rng(rows)
+    A, B = (jnp.asarray(rng.standard_normal((2, rows, rows)), jnp.float32) for _ in range(2))
+
+    def products(A, B):
+        return (
+            A @ B,
+            A @ B[0],
+            A[0] @ B,
+            jnp.tensordot(A, B, ((0, 1), (1, 0))),
+            jax.lax.dot_general(A, B, (((0,), (1,)), ((), ()))),
+        )
+
+    for ours, theirs in zip(jax.vmap(minor(products))(A, B), jax.vmap(products)(A, B)):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
 def test_what_is_not_batched_is_computed_once():
     def shared(A, x):
         return jnp.linalg.norm(A @ A) * x
