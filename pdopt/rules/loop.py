@@ -175,7 +175,7 @@ def _checked(
 
 
 def _either(first: Any, one: Any, other: Any) -> Any:
-    """`one` where `first`, else `other`: a branch, which XLA copies, where every select would be a kernel to compile."""
+    """`one` where `first`, else `other`: a branch is copied, where each select would be a kernel to compile."""
     return lax.cond(first, lambda: one, lambda: other)
 
 
