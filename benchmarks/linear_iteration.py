@@ -119,7 +119,7 @@ def measure(path: Path) -> dict[str, Any]:
     moved = 24 * A.nnz + 160 * sum(A.shape)
     return {
         "iteration": iteration, "iteration_cpu": cpu, "products": pair, "products_cpu": pair_cpu, "ratio": ratio,
-        "ratio_cpu": ratio_cpu, "bytes": moved, "bytes_per_second": moved / iteration, "rows": A.shape[0], "columns": A.shape[1],
+        "ratio_cpu": ratio_cpu, "bytes": moved, "bytes_per_second": moved / iteration,
     }  # fmt: skip
 
 
