@@ -231,9 +231,9 @@ class PDHG:
 
         begun = (jnp.int32(0), jnp.int32(steps), state, state.track.point.x, state.track.point, state.size)
         _, _, state, ahead, before, size = lax.while_loop(lambda carry: carry[0] < 2, part, begun)
-        dual = size.steps(state.weight.omega)
-        parts = self.parts(view, dual)
-        y, _ = respond(parts, before.y, extrapolate(parts.theta, before.x, ahead), dual.dual, Memory())
+        sizes = size.steps(state.weight.omega)
+        parts = self.parts(view, sizes)
+        y, _ = respond(parts, before.y, extrapolate(parts.theta, before.x, ahead), sizes.dual, Memory())
         return state, Visit(before, Pair(ahead, optax.tree.where(steps > 0, y, before.y)))
 
     def pair(self, view: Any, state: State, visit: Visit) -> Pair:
