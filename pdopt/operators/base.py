@@ -48,7 +48,7 @@ def take(v: Any, index: Any) -> Any:
         >>> print(take(jnp.array([3.0, 4.0]), jnp.array([1, 0, 1])))
         [4. 3. 4.]
     """
-    return v.at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)
+    return jnp.asarray(v).at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)
 
 
 class Order:
