@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pdopt.methods.newton_systems import BlockSketch, Direct, MinRes
     from pdopt.methods.pairwise import pairwise
     from pdopt.methods.pdhg import PDHG
+    from pdopt.methods.piecewise_newton import PiecewiseNewton
     from pdopt.methods.semi_dual import Dual, SemiDual
     from pdopt.methods.sinkhorn import Sinkhorn
     from pdopt.minimise import minimise
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from pdopt.problems.proximal import proximal_program
     from pdopt.problems.quadratic import QuadraticProgram
     from pdopt.problems.sampling import sample, worst_order
+    from pdopt.problems.sharded import shard
     from pdopt.problems.solution_file import read_solution, write_solution
     from pdopt.problems.sparsity import KSparse, Quadratic
     from pdopt.problems.streams import Stream
@@ -90,6 +92,7 @@ _HOMES = {
     "SemiDual": "methods.semi_dual",
     "Transport": "problems.transport",
     "PDHG": "methods.pdhg",
+    "PiecewiseNewton": "methods.piecewise_newton",
     "Allocation": "problems.allocation",
     "Assortment": "problems.assortment",
     "Auctions": "problems.applications",
@@ -172,6 +175,7 @@ _HOMES = {
     "record": "types",
     "run": "run",
     "sample": "problems.sampling",
+    "shard": "problems.sharded",
     "simulate": "simulate",
     "solve": "solve",
     "solve_many": "solve_many",
@@ -232,6 +236,7 @@ __all__ = [
     "NonlinearProgram",
     "Pair",
     "Phases",
+    "PiecewiseNewton",
     "ProjectedLBFGS",
     "ProjectedNewton",
     "ProjectedNewtonCG",
@@ -278,6 +283,7 @@ __all__ = [
     "record",
     "run",
     "sample",
+    "shard",
     "simulate",
     "sinkhorn_divergence",
     "solve",

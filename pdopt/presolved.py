@@ -3,8 +3,10 @@
     reduced = presolve(problem);   pair = postsolve(solve(reduced));   residuals(problem, pair) <= tolerance ?
 
 Postsolve can enlarge what is left of the residuals, so a pair is called optimal only by its residuals on the original
-data. Where they are too large the reduced problem is solved again to `TIGHTER` times the tolerance, and if that does
-not do, the original problem is solved from the pair in hand: presolve may cost time, never the answer.
+data. Where they are too large its multipliers are mended (`pdopt.problems.dual_repair`); where they still are, the
+reduced problem is solved on to `TIGHTER` times the tolerance, and once more, for as many iterations as all before; and
+if that does not do, the original problem is solved from the best pair: presolve may cost time, never the answer. Going
+on with the reduced problem compiles nothing; the original is another program.
 """
 
 import math
@@ -23,7 +25,7 @@ from pdopt.runtime.precision import precision_scope
 from pdopt.types import Optimality, Pair, Solution, Status
 
 TIGHTER = 0.1
-ATTEMPTS = 2
+ATTEMPTS = 3
 
 # `drive(problem, start, tolerance, max_iterations, time_limit, checkpoint, first) -> Report`
 Drive = Callable[..., Report]
@@ -82,8 +84,9 @@ def presolved_run(
     seconds = clock() - began
     removed = Removed(made.found, *made.removed)
 
-    def solve(which: Any, name: str, start: Pair | None, tolerance: float) -> Report:
+    def solve(which: Any, name: str, start: Pair | None, tolerance: float, most: int | None = None) -> Report:
         (iterations, left), first = budget.left, budget.solves == 0
+        iterations = iterations if most is None else min(iterations, most)
         folder = None if checkpoint is None else Path(checkpoint) / name
         report = drive(which, start, tolerance, max(iterations, 1), max(left, 1e-3), folder, first)
         budget.add(report)
@@ -118,38 +121,56 @@ def _reduced(
 ) -> tuple[Report, Solution | None, str]:
     """Solve what presolve left and go back: the last report, the solution to return or None to go on, and a note."""
     wanted, begin = tolerance, None if start is None else made.into(start)
-    report = Report(judged(problem, _origin(problem)), Seconds(0.0, 0.0), None)
+    report, best = Report(judged(problem, _origin(problem)), Seconds(0.0, 0.0), None), None
     floor = 16 * float(jnp.finfo(problem.c.dtype).eps)
     for attempt in range(ATTEMPTS):
+        most = None if attempt < ATTEMPTS - 1 else budget.iterations
         if made.found == EMPTY:
             inner, status = Pair([], []), Status.OPTIMAL
         else:
-            report = solve(made.problem, "reduced" if attempt == 0 else f"reduced-{attempt}", begin, wanted)
+            report = solve(made.problem, "reduced" if attempt == 0 else f"reduced-{attempt}", begin, wanted, most)
             inner, status = report.solution.pair, report.solution.reason
         if status.proved:
             return _ray(problem, made, report, status)
         try:
-            solution = judged(problem, made.postsolve(inner)).replace(history=report.solution.history)
+            solution = _returned(problem, made, inner, tolerance).replace(history=report.solution.history)
         except ArithmeticError as error:
             report = report._replace(solution=judged(problem, _origin(problem)))
             return report, None, f"Solved without presolve: {error}."
-        error = float(solution.residuals.error)
-        report = report._replace(solution=solution)
-        if error <= tolerance:
-            return report, solution.replace(status=_code(Status.OPTIMAL)), ""
+        best = solution if best is None or _error(solution) < _error(best) else best
+        report = report._replace(solution=best)
+        if _error(best) <= tolerance:
+            return report, best.replace(status=_code(Status.OPTIMAL)), ""
         if status is not Status.OPTIMAL or budget.spent:
             # A limit, a signal or a failure ended the reduced solve; an optimum that is lost on the way back and
             # leaves no time to mend it is one that the limit kept from being found.
             kept = Status.TIME_LIMIT if status is Status.OPTIMAL else status
-            if status.value in _GO_ON and not budget.spent:
+            own_limit = status is Status.ITERATION_LIMIT and most is not None
+            if (status.value in _GO_ON or own_limit) and not budget.spent:
                 break
-            return report, solution.replace(status=_code(kept)), ""
+            return report, best.replace(status=_code(kept)), ""
         if made.found == EMPTY or wanted * TIGHTER < floor:
             break
         wanted, begin = wanted * TIGHTER, inner
-    error = float(report.solution.residuals.error)
+    error = _error(report.solution)
     note = f"After postsolve the error was {error:.1e}; the problem was solved on from there without presolve."
     return report, None, note if math.isfinite(error) else "Solved without presolve: postsolve lost the pair."
+
+
+def _returned(problem: Any, made: Presolved, inner: Pair, tolerance: float) -> Any:
+    """The reduced problem's pair on the original: as postsolve gives it, or mended where that is worse."""
+    pair = made.postsolve(inner)
+    solution = judged(problem, pair)
+    if _error(solution) <= tolerance:
+        return solution
+    mended = judged(problem, made.mended(inner, pair))
+    return mended if _error(mended) < _error(solution) else solution
+
+
+def _error(solution: Any) -> float:
+    """The largest relative residual, infinite where it is not a number."""
+    error = float(solution.residuals.error)
+    return math.inf if math.isnan(error) else error
 
 
 # Ends of the reduced solve that say nothing of the original one.

@@ -166,27 +166,38 @@ class _Program:
     def __init__(self, problem: Any, method: Any, start: Pair | None, tolerance: Any, limit: Any, history: int) -> None:
         self.problem, self.method, self.tolerance, self.limit = problem, method, tolerance, limit
         self._given = (problem, method, start, tolerance, history)
-        self._judge, self._view, self.template = jax.eval_shape(partial(_begin, history=history), *self._given[:4])
+        shapes = jax.eval_shape(partial(_begin, history=history), *self._given[:4])
+        self._advance, self._places = _chunk, None
+        if any(len(getattr(leaf, "devices", set)()) > 1 for leaf in jax.tree.leaves(problem)):
+            # Over a mesh a carry keeps its places from chunk to chunk: left free, XLA would choose them anew for every
+            # chunk, and compile another for what it chose. A ray begins as zeros, which have no place of their own.
+            judge, view, carry = _begin.lower(*self._given).compile().output_shardings
+            self._places = carry._replace(ray=carry.pair)
+            self._advance = jax.jit(_advanced, donate_argnames=("carry",), out_shardings=self._places)
+            placed = lambda like, at: jax.ShapeDtypeStruct(like.shape, like.dtype, sharding=at)
+            shapes = jax.tree.map(placed, shapes, (judge, view, self._places))
+        self._judge, self._view, self.template = shapes
 
     def compile(self) -> None:
         """Compile all three; the calls that follow find the programs made."""
         _begin.lower(*self._given).compile()
         count = jax.ShapeDtypeStruct((), np.int32)
-        _chunk.lower(self._judge, self._view, self.method, self.template, count, self.tolerance, self.limit).compile()
+        given = (self._judge, self._view, self.method, self.template, count, self.tolerance, self.limit)
+        self._advance.lower(*given).compile()
         _finish.lower(self.problem, self._view, self.method, self.template, self.tolerance).compile()
 
     def begin(self) -> Carry:
         """The first carry; from here on the judge and the view are arrays."""
         self._judge, self._view, carry = _begin(*self._given)
-        return carry
+        return self._placed(carry)
 
     def chunk(self, carry: Carry, until: int) -> Carry:
         """The carry at the first check at or after `until` iterations; the one passed in is gone."""
-        return _chunk(self._judge, self._view, self.method, carry, jnp.int32(until), self.tolerance, self.limit)
+        return self._advance(self._judge, self._view, self.method, carry, jnp.int32(until), self.tolerance, self.limit)
 
     def finish(self, carry: Carry) -> Solution:
         """The solution, its status and iterations on the host."""
-        solution = _finish(self.problem, self._view, self.method, carry, self.tolerance)
+        solution = _finish(self.problem, self._view, self.method, self._placed(carry), self.tolerance)
         count = np.asarray(solution.iterations)
         return solution.replace(status=np.asarray(solution.status), iterations=count)
 
@@ -200,7 +211,10 @@ class _Program:
             status = Status.OPTIMAL
         if status is Status.RUNNING and int(carry.iterations) >= limit:
             status = Status.ITERATION_LIMIT
-        return carry._replace(status=jnp.int32(int(status)))
+        return self._placed(carry._replace(status=jnp.int32(int(status))))
+
+    def _placed(self, carry: Carry) -> Carry:
+        return carry if self._places is None else jax.device_put(carry, self._places)
 
 
 @partial(jax.jit, static_argnames=("history",))
@@ -210,9 +224,11 @@ def _begin(problem: Any, method: Any, start: Any, tolerance: Any, history: int) 
     return judge, view, jax.lax.optimization_barrier(carry)
 
 
-@partial(jax.jit, donate_argnames=("carry",))
-def _chunk(judge: Any, view: Any, method: Any, carry: Carry, until: Any, tolerance: Any, limit: Any) -> Carry:
+def _advanced(judge: Any, view: Any, method: Any, carry: Carry, until: Any, tolerance: Any, limit: Any) -> Carry:
     return advance_until(judge, view, method, carry, until, tolerance, limit)
+
+
+_chunk = jax.jit(_advanced, donate_argnames=("carry",))
 
 
 @jax.jit

@@ -21,6 +21,7 @@ from pdopt.methods.balancing import Balancer
 from pdopt.methods.bilevel import LVHBA
 from pdopt.methods.bregman_projections import BregmanProjections
 from pdopt.methods.pdhg import PDHG
+from pdopt.methods.piecewise_newton import PiecewiseNewton, banded
 from pdopt.methods.semi_dual import SemiDual
 from pdopt.methods.sinkhorn import Sinkhorn
 from pdopt.problems.balancing import Balancing
@@ -33,6 +34,7 @@ from pdopt.problems.game import MatrixGame
 from pdopt.problems.linear import LinearProgram
 from pdopt.problems.nonlinear import NonlinearProgram
 from pdopt.problems.quadratic import QuadraticProgram
+from pdopt.problems.sharded import ShardedProgram
 from pdopt.problems.sparsity import KSparse, Quadratic
 from pdopt.problems.transport import Transport
 from pdopt.rules.implicit import GRADIENTS, envelope, guard, smooth_envelope
@@ -62,6 +64,11 @@ def _(problem: LinearProgram) -> PDHG:
 
 
 @default_method.register
+def _(problem: ShardedProgram) -> PDHG:
+    return PDHG()
+
+
+@default_method.register
 def _(problem: MatrixGame) -> PDHG:
     return PDHG()
 
@@ -84,8 +91,9 @@ def _(problem: Transport) -> Any:
 
 
 @default_method.register
-def _(problem: QuadraticProgram) -> PDHG:
-    return PDHG.quadratic()
+def _(problem: QuadraticProgram) -> Any:
+    plan = banded(problem)
+    return PDHG.quadratic() if plan is None else AugmentedLagrangian(inner=PiecewiseNewton(plan))
 
 
 @default_method.register

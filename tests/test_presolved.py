@@ -36,22 +36,25 @@ def test_a_pair_that_postsolve_spoils_is_mended(monkeypatch):
     lp, honest = random_program(1), Presolved.postsolve
     seen = []
 
-    def spoilt(self, pair):
-        seen.append(pair)
-        back = honest(self, pair)
-        return Pair(back.x, back.y + 1e-2) if len(seen) == 1 else back
+    def spoilt(x, y, times):
+        def postsolve(self, pair):
+            seen.append(pair)
+            back = honest(self, pair)
+            return Pair(back.x + x, back.y + y) if len(seen) <= times else back
 
-    monkeypatch.setattr(Presolved, "postsolve", spoilt)
-    once = timed_run(lp, presolve=True, tolerance=1e-6)
-    assert once.solution.reason is Status.OPTIMAL
-    assert len(seen) == 2
-    assert once.note == ""
+        seen.clear()
+        monkeypatch.setattr(Presolved, "postsolve", postsolve)
+        report = timed_run(lp, presolve=True, tolerance=1e-6)
+        assert report.solution.reason is Status.OPTIMAL
+        assert float(lp.residuals(report.solution.pair).error) <= 1e-6
+        return report
 
-    monkeypatch.setattr(Presolved, "postsolve", lambda self, pair: Pair(honest(self, pair).x, honest(self, pair).y + 1))
-    always = timed_run(lp, presolve=True, tolerance=1e-6)
-    assert always.solution.reason is Status.OPTIMAL
-    assert "without presolve" in always.note
-    assert float(lp.residuals(always.solution.pair).error) <= 1e-6
+    # Multipliers are recomputed, and no step more is taken; a point is not, and the reduced solve goes on.
+    for y, x, times, solves in ((1.0, 0, 9, 1), (0, 1e-2, 1, 2), (0, 1e-2, 2, 3)):
+        assert spoilt(x, y, times).note == ""
+        assert len(seen) == solves
+    assert "without presolve" in spoilt(1.0, 0, 9).note
+    assert len(seen) == 3
 
     def lost(self, pair):
         raise ArithmeticError("HiGHS's postsolve answered kError")

@@ -11,7 +11,6 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import pdopt
-from pdopt.operators.dense import Dense
 from pdopt.problems.views import saddle
 from pdopt.rules.acceleration import Plain
 from pdopt.rules.stepsize import ConstantStep
@@ -54,15 +53,6 @@ def program():
     return pdopt.LinearProgram(rng.normal(size=N), A, b - 0.1, b + 0.1, np.zeros(N), np.ones(N))
 
 
-def placed(lp, mesh):
-    put = lambda v, *spec: jax.device_put(v, NamedSharding(mesh, P(*spec)))
-    return lp.replace(
-        c=put(lp.c, "col"), A=Dense(put(lp.A.matrix, "row", "col")), offset=put(lp.offset),
-        row_lower=put(lp.row_lower, "row"), row_upper=put(lp.row_upper, "row"),
-        lower=put(lp.lower, "col"), upper=put(lp.upper, "col"),
-    )  # fmt: skip
-
-
 PLAIN = pdopt.PDHG(acceleration=Plain(), stepsize=ConstantStep())
 
 
@@ -74,7 +64,7 @@ def fifty_steps(view, state):
 def test_fifty_steps_on_eight_devices_equal_those_on_one_and_send_two_sums_a_step(mesh):
     lp = program()
     states, views = [], []
-    for data in (lp, placed(lp, mesh)):
+    for data in (lp, pdopt.shard(lp, mesh).program):
         view = jax.jit(lambda data: saddle(data, PLAIN.scaling))(data)
         views.append(view)
         states.append(jax.jit(PLAIN.init)(view, view.start()))
@@ -107,31 +97,53 @@ def test_a_wrong_layout_sends_more(mesh):
 
 def test_a_solve_on_eight_devices_equals_the_solve_on_one(mesh):
     lp = program()
-    one, eight = pdopt.solve(lp, tolerance=1e-9), pdopt.solve(placed(lp, mesh), tolerance=1e-9)
+    spread = pdopt.shard(lp, mesh)
+    start = Pair(jnp.zeros(N), jnp.zeros(M))  # given, so that the solves below need no other compilation
+    one, eight = (pdopt.solve(p, start=start, tolerance=1e-9) for p in (lp, spread))
     assert one.reason is eight.reason is Status.OPTIMAL
     # Sums in another order part by rounding, which moves restarts: near 1e-9 the counts differ (1536 and 1920 seen),
     # the solution does not.
     assert float(one.objective) == pytest.approx(float(eight.objective), abs=1e-7)
     start = Pair(jnp.asarray(one.x), jnp.asarray(one.y))
     for limit in (1, 64):
-        a, b = (pdopt.solve(p, start=start, tolerance=1e-14, max_iterations=limit) for p in (lp, placed(lp, mesh)))
+        a, b = (pdopt.solve(p, start=start, tolerance=1e-14, max_iterations=limit) for p in (lp, spread))
         np.testing.assert_allclose(a.x, b.x, atol=1e-10)
         np.testing.assert_allclose(a.y, b.y, atol=1e-10)
 
 
+def group_run(name):
+    """Problem, method and options of what the worker `solve` runs by that name."""
+    from tests.problems.test_sharded import ENGINE
+    from tests.problems.test_sharded import program as sparse
+
+    cut = {"tolerance": 1e-14, "max_iterations": 64}
+    return {
+        "dense": (program(), PLAIN, cut),
+        "sparse": (sparse(), PLAIN, cut),
+        "optimal": (sparse(), ENGINE, {"tolerance": 1e-8}),
+    }[name]
+
+
 @pytest.mark.multiprocess
-def test_two_processes_equal_one():
+@pytest.mark.parametrize("name", ["sparse", *(pytest.param(k, marks=pytest.mark.slow) for k in ("dense", "optimal"))])
+def test_two_processes_equal_one(name, monkeypatch):
     from tests.distributed.group import run_group
 
-    lp = program()
-    alone = pdopt.solve(lp, PLAIN, tolerance=1e-14, max_iterations=64)
+    monkeypatch.setenv("PDOPT_TEST_RUN", name)
+    lp, method, options = group_run(name)
+    alone = pdopt.solve(lp, method, **options)
     for lines in run_group("solve", 2, devices=4):
         numbers = dict(line.split(" ", 1) for line in lines)
         assert numbers["devices"] == "8"
-        assert numbers["iterations"] == "64"
+        assert numbers["status"] == str(alone.reason)
         x = np.array([float(v) for v in numbers["x"].split()])
-        np.testing.assert_allclose(x, alone.x, atol=1e-5)
-        assert float(numbers["objective"]) == pytest.approx(float(alone.objective), abs=1e-5)
+        # Power iteration from another start (padded, in another order) leaves another step size, by 1e-4 at most.
+        np.testing.assert_allclose(x, alone.x, atol=1e-4 if name == "sparse" else 1e-5)
+        assert float(numbers["objective"]) == pytest.approx(
+            float(alone.objective), rel=1e-6 if name == "optimal" else 1e-5
+        )
+        if name != "optimal":
+            assert numbers["iterations"] == "64"
 
 
 @pytest.mark.multiprocess

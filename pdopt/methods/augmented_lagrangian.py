@@ -40,7 +40,8 @@ import optax
 
 from pdopt.errors import InvalidOption, require_range
 from pdopt.geometry.checks import concrete
-from pdopt.methods.inner import Minimiser, ProjectedNewton, Work
+from pdopt.methods.inner import ProjectedNewton, Work
+from pdopt.methods.piecewise_newton import PiecewiseNewton
 from pdopt.problems.views import constrained, require_augmented_minimiser
 from pdopt.rules.penalty import Schedule, algencan
 from pdopt.rules.saddle import Parts, row, saddle_step
@@ -93,7 +94,7 @@ class Spot(NamedTuple):
     work: Any
 
 
-@record(static=("every", "inner", "rule"))
+@record(static=("every", "rule"))
 class AugmentedLagrangian:
     """Method of multipliers, with an exact inner minimiser where the problem has one, else with `inner`.
 
@@ -106,7 +107,8 @@ class AugmentedLagrangian:
         largest: rho stops growing at this multiple of the first one, >= 1; None: 1e6 with an exact minimiser; with an
             inner one rho stops at 1e12, and the run soon after with PENALTY_LIMIT.
         every: steps between checks, >= 1; a step solves a linear system at least, so each is looked at.
-        inner: minimiser over a box: `ProjectedNewton()`, `ProjectedNewtonCG()`, `ProjectedLBFGS()`.
+        inner: minimiser over a box: `ProjectedNewton()`, `ProjectedNewtonCG()`, `ProjectedLBFGS()`; for quadratic
+            programs with inequality rows or bounds `PiecewiseNewton()`.
         rule: `algencan` or `nocedal_wright` of `pdopt.rules.penalty`, or a function like them.
 
     Raises:
@@ -125,7 +127,7 @@ class AugmentedLagrangian:
     shrink: Any = 0.25
     largest: Any = None
     every: int = 1
-    inner: Minimiser = ProjectedNewton()
+    inner: Any = ProjectedNewton()
     rule: Callable[..., Schedule] = algencan
 
     def __post_init__(self) -> None:
@@ -133,7 +135,7 @@ class AugmentedLagrangian:
             raise InvalidOption(f"every is {self.every!r}; expected an integer >= 1")
         if not callable(self.rule):
             raise InvalidOption(f"rule is {self.rule!r}; expected algencan, nocedal_wright or a function like them")
-        if not hasattr(self.inner, "minimise"):
+        if not hasattr(self.inner, "minimise") and not isinstance(self.inner, PiecewiseNewton):
             raise InvalidOption(f"inner is {self.inner!r}; expected a minimiser such as ProjectedNewton()")
         if not concrete(self):
             return
@@ -145,11 +147,14 @@ class AugmentedLagrangian:
 
     def admit(self, problem: Any) -> None:
         """Raise `UnsupportedProblem` for data without an augmented minimiser; before tracing."""
-        require_augmented_minimiser(problem)
+        if isinstance(self.inner, PiecewiseNewton):
+            self.inner.admit(problem)
+        else:
+            require_augmented_minimiser(problem)
 
     def view(self, problem: Any) -> Any:
         """The problem as this method sees it."""
-        return constrained(problem)
+        return self.inner.view(problem) if isinstance(self.inner, PiecewiseNewton) else constrained(problem)
 
     def init(self, view: Any, start: Pair) -> State:
         """The first state from a pair in the view's units."""
@@ -159,7 +164,7 @@ class AugmentedLagrangian:
         first = number(view.stiffness(start.x) if self.penalty is None else self.penalty)
         exact = hasattr(view, "augmented_minimiser")
         if self.largest is None:
-            limit = first * 1e6 if exact else number(1e12)
+            limit = first * getattr(view, "reach", 1e6) if exact else number(1e12)
         else:
             limit = first * self.largest
         # An infinite eta: the first step moves the multipliers under either rule.
@@ -170,6 +175,15 @@ class AugmentedLagrangian:
     def parts(self, view: Any, state: State) -> Parts:
         """The row of the table: the functions that make the saddle step the method of multipliers."""
         rho = self._penalty(state)
+        if hasattr(view, "around"):
+            # Both halves see the rows from x: what is left of them is small, and so is rho times its rounding.
+            near = view.around(state.pair.x)
+
+            def shorten(x: Any, y: Any, memory: Memory) -> tuple[Any, Memory]:
+                after, change = near.augmented_minimiser(y, rho, x)
+                return after, memory._replace(primal=change)
+
+            return Parts(shorten, lambda x, change: -change, near.move, 0)
         if hasattr(view, "augmented_minimiser"):
             return row(lambda x, y: view.augmented_minimiser(y, rho), view.violation, view.move, theta=0)
         polish = state.polish
@@ -232,7 +246,8 @@ class AugmentedLagrangian:
         """`check`, and with an inner minimiser: polish next, take a polished step back, or end the run."""
         running = jnp.int32(int(Status.RUNNING))
         if hasattr(view, "augmented_minimiser"):
-            return self.check(view, state, visit), running
+            after = self.check(view, state, visit)
+            return self._ended(state, after, found) if hasattr(view, "around") else (after, running)
         error, last = found.residuals.error, state.progress
         plain = ~state.polish
         shrank = error < last.error
@@ -259,6 +274,20 @@ class AugmentedLagrangian:
         )
         state = state._replace(pair=kept, schedule=schedule, polish=polish, progress=progress)
         return state, self._own(state, found, at_limit & plain)
+
+    def _ended(self, before: State, after: State, found: Optimality) -> tuple[State, Any]:
+        """PRECISION_LIMIT or PENALTY_LIMIT where the largest rho brought nothing better for long, or RUNNING."""
+        error, last = found.residuals.error, before.progress
+        # Rows that hold better than the slopes are held well enough: a larger rho makes the slopes round more.
+        enough = found.residuals.primal <= 0.1 * found.residuals.dual
+        rho = jnp.where(enough, before.schedule.penalty, after.schedule.penalty)
+        stall = jnp.where(error < 0.9 * last.best, 0, last.stall + 1)
+        progress = last._replace(error=error, best=jnp.minimum(error, last.best), stall=stall)
+        near = progress.best <= jnp.finfo(error.dtype).eps ** 0.25
+        name = jnp.where(near, int(Status.PRECISION_LIMIT), int(Status.PENALTY_LIMIT))
+        stuck = (stall >= STALL) & ((rho >= after.limit) | enough)
+        status = jnp.where(stuck, name, int(Status.RUNNING)).astype(jnp.int32)
+        return after._replace(schedule=after.schedule._replace(penalty=rho), progress=progress), status
 
     def _own(self, state: State, found: Optimality, at_limit: Any) -> Any:
         """LOCALLY_INFEASIBLE, PENALTY_LIMIT, PRECISION_LIMIT, DIVERGED, or RUNNING."""

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
 from jax.core import Tracer
@@ -49,6 +50,21 @@ def as_operator(matrix: Any, dtype: Any) -> Any:
     ):
         return _from_bcoo(matrix, dtype)
     return Dense.make(matrix, dtype)
+
+
+def dense(operator: Any) -> Any:
+    """An operator as a dense array, `(m, n)`.
+
+    Example:
+        >>> from pdopt.operators.dense import Dense
+        >>> print(dense(Dense(jnp.array([[1.0, 2.0]]))))
+        [[1. 2.]]
+    """
+    if hasattr(operator, "matrix"):
+        return operator.matrix
+    if hasattr(operator, "toarray"):
+        return operator.toarray()
+    return jax.vmap(operator.matvec, out_axes=1)(jnp.eye(operator.shape[1], dtype=operator.dtype))
 
 
 def _from_bcoo(matrix: Any, dtype: Any) -> Any:

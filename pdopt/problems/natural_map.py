@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_batching import sequential_vmap
 from jax.scipy.linalg import lu_factor, lu_solve
 from jax.scipy.sparse.linalg import bicgstab
 
@@ -42,10 +43,18 @@ def solve_jacobian(function: Callable[[Any], Any], v: Any, right: Any, *, transp
     matrix = rows if transpose else rows.T
     size = jnp.max(jnp.abs(matrix))
     shift = jnp.finfo(v.dtype).eps ** 0.6 * jnp.where(size > 0, size, 1)
-    factor = lu_factor(matrix + shift * jnp.eye(v.shape[0], dtype=v.dtype))
+    factor = _lu(lax.stop_gradient(matrix + shift * jnp.eye(v.shape[0], dtype=v.dtype)))
     found = lu_solve(factor, right)
     refine = lambda _, found: found + lu_solve(factor, right - matrix @ found)
     return lax.fori_loop(0, REFINEMENTS, refine, found)
+
+
+@sequential_vmap
+def _lu(matrix: Any) -> Any:
+    """`lu_factor`, a batch one by one: a batched call of LAPACK waits on the pool of threads that it runs on, and two
+    of them, on the two threads of a small machine, wait for ever (jaxlib 0.10).
+    """
+    return lu_factor(matrix)
 
 
 def _transposed(function: Callable[[Any], Any], v: Any) -> Any:

@@ -5,7 +5,8 @@
 HiGHS removes rows and columns (empty, fixed, dominated, substituted) and keeps a list of what it did; postsolve walks
 the list backwards. With an exact reduced pair the original one is exact to rounding. With an approximate one it is
 whatever comes out: a reduction multiplies the error of what it was computed from, so whoever goes back must judge the
-pair again on the original data (`pdopt.run` does, and goes on without presolve where it fails).
+pair again on the original data (`pdopt.run` does, and goes on without presolve where it fails). `mended` recomputes the
+multipliers, which suffer most.
 
 Host code: nothing here is traced. HiGHS works in float64 whatever the problem's dtype.
 """
@@ -16,6 +17,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from pdopt.errors import UnsupportedProblem
+from pdopt.problems.dual_repair import repaired_multipliers
 from pdopt.problems.linear import LinearProgram
 from pdopt.types import Pair
 
@@ -99,6 +101,19 @@ class Presolved:
         if not (np.isfinite(x).all() and np.isfinite(y).all()):
             raise ArithmeticError("HiGHS's postsolve made a value that is not finite")
         return self.original.flip(Pair(x, y))
+
+    def mended(self, inner: Pair, pair: Pair) -> Pair:
+        """`pair = postsolve(inner)` with other multipliers: `inner`'s where rows are left, the rest by `dual_repair`.
+
+        Better where reductions removed rows, as most do, and worse where one changed a row that stayed (sparsify,
+        parallel rows): keep whichever of the two pairs has the smaller error.
+        """
+        lp, (x, y) = self.original.minimised(), self.original.flip(pair)
+        x, y = (np.array(part, np.float64) for part in (x, y))
+        y[self.rows] = np.asarray(inner.y)
+        removed = np.setdiff1d(np.arange(y.size), self.rows)
+        y = repaired_multipliers(_matrix(lp), lp, x, y, removed)
+        return self.original.flip(Pair(np.asarray(pair.x), y.astype(np.asarray(pair.y).dtype)))
 
 
 def presolve(problem: Any) -> Presolved:

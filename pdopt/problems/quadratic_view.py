@@ -6,18 +6,18 @@
 Bounds on x are rows too: `R = [A; M]` with M the rows of the identity that have a finite bound (0 for the others),
 and y holds one signed multiplier for each. So the Lagrangian is a smooth quadratic in x, and the sides rl, ru, l and u
 are held by the move. With an inequality row the *augmented* Lagrangian would be piecewise quadratic in
-x; no exact minimiser of that is offered here, and `require_equalities` refuses such problems.
+x: `quadratic_pieces.py` minimises that, and `require_equalities` refuses such problems here.
 """
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import cho_solve, solve_triangular
 
 from pdopt.errors import UnsupportedProblem
 from pdopt.geometry.moves import Interval
+from pdopt.operators.convert import dense
 from pdopt.problems.checks import concrete
 from pdopt.problems.quadratic import QuadraticProgram
 from pdopt.runtime.precision import precision_scope
@@ -114,21 +114,6 @@ class QuadraticConstrained:
         return jnp.where(both, 10 * curvature / jnp.where(both, weight, 1), 1)
 
 
-def dense(operator: Any) -> Any:
-    """An operator as a dense array, `(m, n)`.
-
-    Example:
-        >>> from pdopt.operators.dense import Dense
-        >>> print(dense(Dense(jnp.array([[1.0, 2.0]]))))
-        [[1. 2.]]
-    """
-    if hasattr(operator, "matrix"):
-        return operator.matrix
-    if hasattr(operator, "toarray"):
-        return operator.toarray()
-    return jax.vmap(operator.matvec, out_axes=1)(jnp.eye(operator.shape[1], dtype=operator.dtype))
-
-
 def require_strictly_convex(qp: QuadraticProgram) -> None:
     """Raise `UnsupportedProblem` unless Q is positive definite (negative for a maximisation); traced data pass."""
     least = _least_eigenvalue(qp, with_rows=False)
@@ -146,7 +131,7 @@ def require_equalities(qp: QuadraticProgram) -> None:
         at = int(np.argmax(low != high))
         raise UnsupportedProblem(
             f"row {at} is {low[at]:g} <= a'x <= {high[at]:g}; the augmented Lagrangian takes equality rows only here, "
-            "as an exact minimiser for inequality rows is missing; DualAscent takes them"
+            "as an exact minimiser for inequality rows is missing; inner=PiecewiseNewton() takes them, and DualAscent"
         )
     for name, absent in (("lower", -np.inf), ("upper", np.inf)):
         bound = concrete(getattr(qp, name))
@@ -154,7 +139,7 @@ def require_equalities(qp: QuadraticProgram) -> None:
             at = int(np.argmax(bound != absent))
             raise UnsupportedProblem(
                 f"{name} is {bound[at]:g} at index {at}; the augmented Lagrangian takes free variables only here, as "
-                "an exact minimiser within bounds is missing; DualAscent takes them"
+                "an exact minimiser within bounds is missing; inner=PiecewiseNewton() takes them, and DualAscent"
             )
     least = _least_eigenvalue(qp, with_rows=True)
     if least is not None:

@@ -30,8 +30,9 @@ tanh xor"""
 ELEMENTWISE = frozenset(_SAME_SHAPE.split())
 _REDUCTIONS = ("sum", "max", "min", "prod", "and", "or")
 ALONG_AXES = frozenset((*(f"reduce_{kind}" for kind in _REDUCTIONS), "argmax", "argmin"))
+# A function with a rule of its own for batches (`custom_vmap`) is no mere call.
 CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "custom_jvp_call": "call_jaxpr",
-         "custom_vmap_call": "call", "remat": "jaxpr", "checkpoint": "jaxpr"}  # fmt: skip
+         "remat": "jaxpr", "checkpoint": "jaxpr"}  # fmt: skip
 
 
 def minor(function: Callable[..., Any]) -> Callable[..., Any]:

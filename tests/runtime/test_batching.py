@@ -1,10 +1,13 @@
 """`minor` against `jax.vmap`: each rule, each mixture of batched and shared operands, loops whose members end apart."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pdopt.problems.natural_map import solve_jacobian
 from pdopt.runtime.batching import along_last, minor
 
 INDEX = np.array([2, 0, 1, 1])
@@ -76,3 +79,11 @@ def test_inside_another_vmap_and_with_nothing_batched():
     x = jnp.arange(12.0, dtype=jnp.float32).reshape(2, 3, 2)
     np.testing.assert_allclose(jax.vmap(jax.vmap(minor(jnp.sum)))(x), x.sum(-1))
     np.testing.assert_allclose(along_last(lambda a: 2 * a, 3, (False,), (jnp.float32(1),)), [2.0, 2.0, 2.0])
+
+
+def test_a_function_with_a_rule_of_its_own_for_batches_keeps_it():
+    """Two batched calls of LAPACK can wait for each other for ever on two threads: the factors are made one by one."""
+    batch = jax.vmap(minor(lambda v: solve_jacobian(lambda v: v**2, v, v)))
+    text = jax.jit(batch).lower(jnp.ones((10, 7))).as_text()
+    shapes = set(re.findall(r"getrf.*?-> ?\(?tensor<([0-9x]+)xf", text))
+    assert shapes == {"7x7"}
