@@ -288,7 +288,7 @@ class _Drive:
         while look.status == Status.RUNNING:
             if self.flag.stopped:
                 return carry, Status.INTERRUPTED
-            done, before = int(look.iterations), self.clock()
+            done, before = max(int(look.iterations), 0), self.clock()  # -1: the start is not judged yet
             carry = self.program.chunk(carry, min(done + length, limit))
             look = self.look(carry)
             now = self.clock()

@@ -198,7 +198,8 @@ def unrolled_steps(method: Any, max_iterations: Any) -> int:
         raise InvalidOption(
             f"max_iterations is {max_iterations!r}; expected an int: gradient='unrolled' takes that many"
         )
-    if hasattr(method, "block") or hasattr(method, "judged") or getattr(method, "remakes", False):
+    plain = getattr(method, "unrolls", not hasattr(method, "block"))
+    if not plain or hasattr(method, "judged") or getattr(method, "remakes", False):
         raise UnsupportedProblem(
             f"{type(method).__name__} cannot be unrolled; gradient='unrolled' is for methods of plain steps (PDHG())"
         )
@@ -243,7 +244,7 @@ def prepare(problem: Any, method: Any, start: Pair | None, tolerance: Any, histo
     """Judge, view and first carry of a run, in the sense of the minimisation."""
     judge = problem.minimised()
     view = method.view(judge)
-    first = view.back(view.start()) if start is None else problem.flip(start)
+    first = None if start is None else problem.flip(start)
     return judge, view, begin(judge, view, method, first, tolerance, history)
 
 

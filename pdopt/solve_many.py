@@ -143,7 +143,7 @@ def _advance(
         changed = _changed(problem, member)
         judge, view, first = prepare(changed, method, start, tolerance, 0)
         carry = first if carry is None else optax.tree.where(fresh, first, carry)
-        until = carry.iterations + CHECKS * method.every
+        until = jnp.maximum(carry.iterations, 0) + CHECKS * method.every
         carry = advance_until(judge, view, method, carry, until, tolerance, limit)
         return carry, finish(changed, carry, tolerance)
 

@@ -41,7 +41,7 @@ def solve(data: LinearData, tolerance: float, limit: float, engine: str = "defau
 
     with jax.enable_x64(True):
         if id(data) not in _prepared:
-            problem = _problem(data)
+            problem = problem_of(data)
             spans = []
             for _ in range(2):
                 start = time.perf_counter()
@@ -64,7 +64,8 @@ def solve(data: LinearData, tolerance: float, limit: float, engine: str = "defau
     )  # fmt: skip
 
 
-def _problem(data: LinearData) -> Any:
+def problem_of(data: LinearData) -> Any:
+    """The program as pdopt's own, in float64."""
     rows = (data.c, data.A, data.row_lower, data.row_upper, data.lower, data.upper, data.offset)
     if data.Q is None:
         return pdopt.LinearProgram(*rows, dtype=jnp.float64)

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 from jax.core import Tracer
 
 from pdopt.errors import InvalidOption, unknown_name
@@ -27,7 +28,7 @@ from pdopt.problems.transport_saddle import require_balanced
 from pdopt.problems.views import in_metric, saddle
 from pdopt.rules.acceleration import Averaged, Halpern, Lean, Plain, Relaxed, Track, check_averaged
 from pdopt.rules.restart import Epoch, FixedPointRestart, PrimalWeight, Weight
-from pdopt.rules.saddle import Parts, row, saddle_step
+from pdopt.rules.saddle import Parts, extrapolate, respond, row, saddle_step
 from pdopt.rules.stepsize import AdaptiveStep, ConstantStep, Movement, Size
 from pdopt.types import Memory, Pair, Steps, Visit, record
 
@@ -86,6 +87,7 @@ class PDHG:
     scaling: Scaling = Scaling()
     metric: str | None = None
     every: int = 64
+    unrolls = True  # its steps have no loops of their own, whatever `block` makes of them
 
     def __post_init__(self) -> None:
         if isinstance(self.acceleration, str):
@@ -150,6 +152,11 @@ class PDHG:
         """Whether `whole` makes the last judged pair from the state, so that a loop need not keep it."""
         return isinstance(self.acceleration, Lean)
 
+    @property
+    def idles(self) -> bool:
+        """Whether `block` may take no step."""
+        return not self.remakes
+
     def view(self, problem: Any) -> Any:
         """The problem as this method sees it."""
         return in_metric(saddle(problem, self.scaling), self.metric)
@@ -179,7 +186,8 @@ class PDHG:
 
     def init(self, view: Any, start: Pair) -> State:
         """The first state from a pair in the view's units."""
-        point = Pair(image(view, start.x), start.y)
+        violation = getattr(view, "violation_once", view.violation)(start.x)
+        point = Pair(Image(start.x, violation, view.slope(start.x) if hasattr(view, "slope") else ()), start.y)
         size = self.stepsize.init(jax.lax.stop_gradient(view).norm(self.stepsize.products))
         dtype = jnp.result_type(size.eta)
         return State(self.acceleration.init(point), size, self.weight.init(view.balance), Epoch.begin(dtype))
@@ -199,6 +207,34 @@ class PDHG:
             epoch = epoch._replace(first=jnp.where(begins, moved.error(state.size.eta, omega), epoch.first))
         epoch = epoch._replace(steps=epoch.steps + taken, total=epoch.total + 1)
         return State(track, size, state.weight, epoch), visit
+
+    def block(self, view: Any, state: State, steps: Any) -> tuple[State, Visit]:
+        """`steps` steps (none for 0) and the last one's visit, by one compiled loop: all but the last, then the last.
+
+        Beside the state the loop carries x' and its violation, which a product made; y' is made again from them. A
+        `Lean` point has no room for that, and its step is compiled twice.
+        """
+        if self.remakes:
+            state = lax.fori_loop(0, steps - 1, lambda _, s: self.step(view, s)[0], state)
+            return self.step(view, state)
+
+        def one(carry: tuple[Any, State, Any]) -> tuple[Any, State, Any]:
+            left, state, _ = carry
+            state, visit = self.step(view, state)
+            return left - 1, state, visit.after.x
+
+        def part(carry: Any) -> Any:
+            half, left, state, ahead, _, _ = carry
+            stop = 1 - half
+            left, after, ahead = lax.while_loop(lambda inner: inner[0] > stop, one, (left, state, ahead))
+            return half + 1, left, after, ahead, state.track.point, state.size
+
+        begun = (jnp.int32(0), jnp.int32(steps), state, state.track.point.x, state.track.point, state.size)
+        _, _, state, ahead, before, size = lax.while_loop(lambda carry: carry[0] < 2, part, begun)
+        sizes = size.steps(state.weight.omega)
+        parts = self.parts(view, sizes)
+        y, _ = respond(parts, before.y, extrapolate(parts.theta, before.x, ahead), sizes.dual, Memory())
+        return state, Visit(before, Pair(ahead, optax.tree.where(steps > 0, y, before.y)))
 
     def pair(self, view: Any, state: State, visit: Visit) -> Pair:
         """The pair to return now, in the view's units."""

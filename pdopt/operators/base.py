@@ -39,6 +39,18 @@ class Operator(Protocol):
     def ordered(self) -> "tuple[Any, Order | None, Order | None]": ...
 
 
+def take(v: Any, index: Any) -> Any:
+    """`v[index]` for places that lie inside, counted from 0.
+
+    Indexing would wrap negative places: one more array as long as the index, in memory and in the compiled program.
+
+    Example:
+        >>> print(take(jnp.array([3.0, 4.0]), jnp.array([1, 0, 1])))
+        [4. 3. 4.]
+    """
+    return jnp.asarray(v).at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)
+
+
 class Order:
     """A permutation and its inverse, as a pytree: `put(v)` goes to the storage's order, `back(v)` returns."""
 
@@ -47,11 +59,11 @@ class Order:
 
     def put(self, v: Any) -> Any:
         """`v` in the storage's order."""
-        return v[self.order]
+        return take(v, self.order)
 
     def back(self, v: Any) -> Any:
         """The inverse of `put`."""
-        return v[self.rank]
+        return take(v, self.rank)
 
 
 jax.tree_util.register_pytree_node(Order, lambda o: ((o.order, o.rank), None), lambda _, leaves: Order(*leaves))

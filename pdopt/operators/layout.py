@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from pdopt.operators.base import take
 from pdopt.types import record
 
 WIDEST = 16  # longest unrolled chain: wider ones cost compile time and stop paying
@@ -151,7 +152,7 @@ def place(plan: Plan, values: Any) -> Layout:
     if plan.long:
         pieces, fold = plan.long
         long = (place(pieces, values), fold)
-    return Layout(plan.index, tuple(padded[p] for p in plan.position), long, plan.empty)
+    return Layout(plan.index, tuple(take(padded, p) for p in plan.position), long, plan.empty)
 
 
 def _ones(plan: Plan) -> Layout:
@@ -179,14 +180,14 @@ def multiply(layout: Layout, x: Any) -> Any:
 
 
 def _chain(index: Any, value: Any, x: Any) -> Any:
-    total = value[0] * x[index[0]]
+    total = value[0] * take(x, index[0])
     for k in range(1, index.shape[0]):
-        total = total + value[k] * x[index[k]]
+        total = total + value[k] * take(x, index[k])
     return total
 
 
 def _sum(index: Any, x: Any) -> Any:
-    total = x[index[0]]
+    total = take(x, index[0])
     for k in range(1, index.shape[0]):
-        total = total + x[index[k]]
+        total = total + take(x, index[k])
     return total

@@ -9,17 +9,18 @@ are plain concatenations.
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
 from jax.core import Tracer
 
 from pdopt.errors import InvalidProblem
-from pdopt.operators.base import Order
+from pdopt.operators.base import Order, take
 from pdopt.operators.layout import Layout, Plan, make_plan, multiply, place
 from pdopt.runtime.precision import as_array
 from pdopt.types import record
+
+_INSIDE: dict[str, Any] = {"mode": "promise_in_bounds", "wrap_negative_indices": False}
 
 
 @record
@@ -123,11 +124,11 @@ class Sparse:
 
     def matvec(self, x: Any) -> Any:
         """`A x` from the entries as they stand: quick to compile, for a product now and then."""
-        return jax.ops.segment_sum(self.values * x[self.column], self.row, self.shape[0], indices_are_sorted=True)
+        return _segment_sum(self.values * take(x, self.column), self.row, self.shape[0], indices_are_sorted=True)
 
     def rmatvec(self, y: Any) -> Any:
         """`A' y`, likewise."""
-        return jax.ops.segment_sum(self.values * y[self.row], self.column, self.shape[1])
+        return _segment_sum(self.values * take(y, self.row), self.column, self.shape[1])
 
     def row_norms(self, kind: str) -> Any:
         """Norm of every row, 0 for empty ones."""
@@ -139,7 +140,7 @@ class Sparse:
 
     def scale(self, row: Any, column: Any) -> "Sparse":
         """`diag(row) A diag(column)`, same pattern."""
-        return _with_values(self, row[self.row] * self.values * column[self.column])
+        return _with_values(self, take(row, self.row) * self.values * take(column, self.column))
 
     def ordered(self) -> tuple[Sliced, Order | None, Order | None]:
         """The same map in the layout's order, with the orders of rows and columns."""
@@ -169,13 +170,17 @@ def _renumber(plan: Plan, rank: np.ndarray) -> Plan:
     return Plan(tuple(rank[i] for i in plan.index), plan.position, long, plan.empty, plan.padding)
 
 
+def _segment_sum(values: Any, owner: Any, size: int, **facts: Any) -> Any:
+    """Sums of the values of each owner, whose places lie inside."""
+    return jnp.zeros(size, values.dtype).at[owner].add(values, **_INSIDE, **facts)
+
+
 def _segment_norm(kind: str, values: Any, owner: Any, size: int) -> Any:
     magnitude = jnp.abs(values)
     if kind == "linf":
-        # Empty segments come back as -inf.
-        return jnp.maximum(jax.ops.segment_max(magnitude, owner, size), 0)
+        return jnp.zeros(size, values.dtype).at[owner].max(magnitude, **_INSIDE)
     if kind == "l1":
-        return jax.ops.segment_sum(magnitude, owner, size)
+        return _segment_sum(magnitude, owner, size)
     if kind == "l2":
-        return jnp.sqrt(jax.ops.segment_sum(magnitude * magnitude, owner, size))
+        return jnp.sqrt(_segment_sum(magnitude * magnitude, owner, size))
     raise ValueError(f"norm kind is {kind!r}; expected 'l1', 'l2' or 'linf'")

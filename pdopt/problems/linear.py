@@ -236,14 +236,25 @@ class LinearProgram:
 
     def crossed(self) -> Any:
         """Whether some lower bound lies above its upper bound: infeasible before any iteration."""
-        return jnp.any(self.row_lower > self.row_upper) | jnp.any(self.lower > self.upper)
+        return self._faults() > 0
 
     def valid(self) -> Any:
         """Whether the values can be a problem at all (for traced data, where a constructor cannot raise)."""
-        numbers = jnp.all(jnp.isfinite(self.c)) & jnp.isfinite(self.offset)
-        for low, high in ((self.row_lower, self.row_upper), (self.lower, self.upper)):
-            numbers &= jnp.all((low < jnp.inf) & (high > -jnp.inf))
-        return numbers & jnp.all(jnp.isfinite(self.A.entries)) if hasattr(self.A, "entries") else numbers
+        return ~jnp.isnan(self._faults())
+
+    def _faults(self) -> Any:
+        """How many bounds are crossed; NaN where some value cannot be one of a problem.
+
+        In floating point, so that its sums are the kernels of all others.
+        """
+
+        def faults(low: Any, high: Any) -> Any:
+            return jnp.where((low < jnp.inf) & (high > -jnp.inf), (low > high).astype(low.dtype), jnp.nan)
+
+        numbers = (self.c, self.A.entries) if hasattr(self.A, "entries") else (self.c,)
+        found = jnp.sum(faults(self.row_lower, self.row_upper)) + jnp.sum(faults(self.lower, self.upper))
+        # 0 times an infinity is NaN.
+        return sum((jnp.sum(0 * v) for v in numbers), found + 0 * self.offset)
 
     def rays(
         self, direction: Pair, tolerance: float = RAY_TOLERANCE, rows: Cones = NONE, columns: Cones = NONE

@@ -118,7 +118,7 @@ class LinearSaddle:
     `x = E^-1 x_s / s_b`, `y = D^-1 y_s / s_o` (linear spec, section 2).
 
     Attributes:
-        operator: `A_s` laid out for many products; entries: `A_s` in the user's order, for few.
+        operator: the violation's `-A_s` laid out for many products; entries: the same in the user's order, for few.
         c, lower, upper: `(n,)`; rows: the dual move that holds `row_lower <= A_s x <= row_upper`.
         D, E: `(m,)` and `(n,)`; bound, objective: the scalars s_b, s_o.
         balance: the first primal weight, 1 with bound-objective scaling, else `|c_s| / |b_s|`.
@@ -166,11 +166,15 @@ class LinearSaddle:
 
     def gradient(self, x: Any, y: Any) -> Any:
         """`c - A'y`."""
-        return self.c - self.operator.rmatvec(y)
+        return self.c + self.operator.rmatvec(y)
 
     def violation(self, x: Any) -> Any:
         """`-A x`; the interval of the row is held by the move (design, section 7)."""
-        return -self.operator.matvec(x)
+        return self.operator.matvec(x)
+
+    def violation_once(self, x: Any) -> Any:
+        """The same from the entries: for a product that is no part of a loop, and compiles at once."""
+        return _put(self.row_order, self.entries.matvec(_back(self.column_order, x)))
 
     def move(self, y: Any, v: Any, step: Any) -> Any:
         """The prox of two-sided rows at `y + step v`."""
@@ -271,7 +275,8 @@ def _scaled(lp: LinearProgram, D: Any, E: Any, scaling: Scaling, curved: Any = N
     `curved` is the largest entry of the scaled Q of a quadratic program: with points of the size of the right-hand
     sides its gradient is that much larger than c, and so is the objective's factor.
     """
-    scaled = lp.A.scale(1 / D, 1 / E)
+    # With the sign of the violation, so that a product is one and need not be negated.
+    scaled = lp.A.scale(-1 / D, 1 / E)
     operator, row_order, column_order = scaled.ordered()
     c, rl, ru, l, u = lp.c / E, lp.row_lower / D, lp.row_upper / D, lp.lower * E, lp.upper * E
     one = jnp.ones((), lp.c.dtype)

@@ -23,9 +23,11 @@ class Method(Protocol):
     """What the loop asks of a method.
 
     Optional: `direction` (methods that can meet rays); `block(view, state, steps) -> (state, visit)`, the same steps at
-    once where they share work; `stalled(state)`, whether rounding keeps the method from going on; `judged(view, state,
-    visit, found) -> (state, status)` in place of `check` where the next state depends on how good the pair is, with a
-    status of its own (RUNNING for none). A step may leave a view with `rests` where it is, which then ends nothing.
+    once where they share work; `idles`, that `block` may take none: the start is then judged by the code that judges
+    every other pair, which compiles once; `stalled(state)`, whether rounding keeps the method from going on;
+    `judged(view, state, visit, found) -> (state, status)` in place of `check` where the next state depends on how good
+    the pair is, with a status of its own (RUNNING for none). A step may leave a view with `rests` where it is, which
+    then ends nothing.
     """
 
     every: int
@@ -51,7 +53,10 @@ class History(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """What travels from chunk to chunk: the method's state, the best pair so far and how good it is, why it stopped."""
+    """What travels from chunk to chunk: the method's state, the best pair so far and how good it is, why it stopped.
+
+    `iterations` is -1 for a start that is not judged yet.
+    """
 
     state: Any
     pair: Pair
@@ -62,20 +67,22 @@ class Carry(NamedTuple):
     history: History
 
 
-def begin(judge: Any, view: Any, method: Any, start: Pair, tolerance: Any, history: int = 0) -> Carry:
+def begin(judge: Any, view: Any, method: Any, start: Pair | None, tolerance: Any, history: int = 0) -> Carry:
     """The first carry; the start is judged too, so a warm start at the optimum takes no step.
 
     Args:
         judge: the problem on the user's data: `optimality(pair)`, optionally `valid()`, `crossed()`, `rays(direction)`.
-        start: a pair in the user's units.
+        start: a pair in the user's units; None for the view's own.
         history: rows of history to keep (static).
     """
-    inside = view.into(start)
+    inside = view.start() if start is None else view.into(start)
     state = method.init(view, inside)
     pair = view.back(inside)
-    optimality = judge.optimality(pair)
+    idles = getattr(method, "idles", False)
+    optimality = _unknown(judge, pair) if idles else judge.optimality(pair)
     status = _code(Status.RUNNING)
-    status = jnp.where(_met(optimality.residuals, tolerance), _code(Status.OPTIMAL), status)
+    if not idles:
+        status = jnp.where(_met(optimality.residuals, tolerance), _code(Status.OPTIMAL), status)
     if hasattr(judge, "crossed"):
         status = jnp.where(judge.crossed(), _code(Status.PRIMAL_INFEASIBLE), status)
     if hasattr(judge, "valid"):
@@ -83,20 +90,29 @@ def begin(judge: Any, view: Any, method: Any, start: Pair, tolerance: Any, histo
     dtype = jnp.result_type(optimality.objective)
     table = History(jnp.zeros((history, len(HISTORY)), dtype), jnp.int32(0), jnp.int32(1), jnp.int32(0))
     kept = _kept(view, method, pair)
-    return Carry(state, kept, optimality, status, jnp.int32(0), optax.tree.zeros_like(kept), table)
+    done = jnp.int32(-1 if idles else 0)
+    return Carry(state, kept, optimality, status, done, optax.tree.zeros_like(kept), table)
+
+
+def _unknown(judge: Any, pair: Pair) -> Optimality:
+    """In place of a judgement to come: zeros, and no residual known."""
+    shapes = jax.eval_shape(judge.optimality, pair)
+    found = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return found._replace(residuals=jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.inf), found.residuals))
 
 
 def advance_until(judge: Any, view: Any, method: Any, carry: Carry, until: Any, tolerance: Any, limit: Any) -> Carry:
     """Run blocks until a status is reached, or `until` iterations (the host wants to look), or `limit` (a status)."""
 
     def running(carry: Carry) -> Any:
-        return (carry.status == Status.RUNNING) & (carry.iterations < until)
+        return (carry.status == Status.RUNNING) & (carry.iterations < until) | (carry.iterations < 0)
 
     def block(carry: Carry) -> Carry:
-        # Plain steps, then one whose visit is looked at.
-        steps = jnp.clip(limit - carry.iterations, 1, method.every)
+        # Plain steps, then one whose visit is looked at; none before the start is judged.
+        first = carry.iterations < 0
+        steps = jnp.where(first, 0, jnp.clip(limit - carry.iterations, 1, method.every))
         state, visit = _steps(view, method, carry.state, steps)
-        return _checked(judge, view, method, carry, state, visit, carry.iterations + steps, tolerance, limit)
+        return _checked(judge, view, method, carry, state, visit, steps, tolerance, limit)
 
     return lax.while_loop(running, block, carry)
 
@@ -112,37 +128,55 @@ def advance_unrolled(judge: Any, view: Any, method: Any, carry: Carry, tolerance
     def block(carry: Carry, steps: int) -> Carry:
         state = lax.scan(lambda s, _: (method.step(view, s)[0], None), carry.state, length=steps - 1)[0]
         state, visit = method.step(view, state)
-        after = _checked(judge, view, method, carry, state, visit, carry.iterations + steps, tolerance, limit)
+        after = _checked(judge, view, method, carry, state, visit, jnp.int32(steps), tolerance, limit)
         return optax.tree.where(carry.status == Status.RUNNING, after, carry)
 
     whole, rest = divmod(limit, method.every)
     full = jax.checkpoint(lambda carry: block(carry, method.every))
+    if getattr(method, "idles", False):
+        visit = method.block(view, carry.state, 0)[1]
+        carry = _checked(judge, view, method, carry, carry.state, visit, jnp.int32(0), tolerance, limit)
     carry = carry._replace(optimality=lax.stop_gradient(carry.optimality))
     carry = lax.scan(lambda c, _: (full(c), None), carry, length=whole)[0]
     return block(carry, rest) if rest else carry
 
 
 def _checked(
-    judge: Any, view: Any, method: Any, carry: Carry, state: Any, visit: Visit, iterations: Any, tolerance: Any,
-    limit: Any,
-) -> Carry:  # fmt: skip
-    """The carry after a block of steps: its pair judged, the status decided, the method's own check done."""
+    judge: Any, view: Any, method: Any, carry: Carry, state: Any, visit: Visit, steps: Any, tolerance: Any, limit: Any
+) -> Carry:
+    """The carry after a block of steps: its pair judged, the status decided, the method's own check done.
+
+    After no step (`idles`) the start is judged and nothing else is done: what begin said of the status stands.
+    """
+    first = carry.iterations < 0 if getattr(method, "idles", False) else jnp.bool_(False)
+    iterations = jnp.maximum(carry.iterations, 0) + steps
+    whole = not _keeps_part(view, method)
     pair = view.back(method.pair(view, state, visit))
+    pair = optax.tree.where(first, carry.pair, pair) if whole else pair
     # A derivative, where one is taken through the steps, does not go through the judgement.
     fixed = lax.stop_gradient((judge, view, method, state, visit, pair))
     found = fixed[0].optimality(fixed[5])
     status, ray = _verdict(*fixed, found, iterations, tolerance, limit, carry.ray)
+    started = jnp.where(_met(found.residuals, tolerance), _code(Status.OPTIMAL), _code(Status.RUNNING))
+    started = jnp.where(carry.status == Status.RUNNING, started, carry.status)
+    status = jnp.where(first, started, status)
     best, optimality = _kept(view, method, pair), found
-    if best is pair:
-        better = found.residuals.error <= carry.optimality.residuals.error
-        best, optimality = optax.tree.where(better, (pair, found), (carry.pair, carry.optimality))
+    if whole:
+        better = first | (found.residuals.error <= carry.optimality.residuals.error)
+        best, optimality = _either(better, (pair, found), (carry.pair, carry.optimality))
     if hasattr(method, "judged"):
         after, own = method.judged(view, state, visit, found)
         status = jnp.where((status == Status.RUNNING) | (status == Status.ITERATION_LIMIT) & (own > 0), own, status)
     else:
         after = method.check(view, state, visit)
-    state = optax.tree.where(status == Status.RUNNING, after, state)
-    return Carry(state, best, optimality, status, iterations, ray, _remember(carry.history, found, iterations))
+    state = _either((status == Status.RUNNING) & ~first, after, state)
+    history = _remember(carry.history, found, iterations, ~first)
+    return Carry(state, best, optimality, status, iterations, ray, history)
+
+
+def _either(first: Any, one: Any, other: Any) -> Any:
+    """`one` where `first`, else `other`: a branch is copied, where each select would be a kernel to compile."""
+    return lax.cond(first, lambda: one, lambda: other)
 
 
 def _steps(view: Any, method: Any, state: Any, steps: Any) -> tuple[Any, Visit]:
@@ -196,7 +230,7 @@ def _verdict(
         proved = rays.primal_infeasible | rays.dual_infeasible
         which = jnp.where(rays.primal_infeasible, _code(Status.PRIMAL_INFEASIBLE), _code(Status.DUAL_INFEASIBLE))
         status = jnp.where(proved, which, status)
-        ray = optax.tree.where(proved, rays.ray, ray)
+        ray = _either(proved, rays.ray, ray)
     status = jnp.where(_met(found.residuals, tolerance), _code(Status.OPTIMAL), status)
     finite = jnp.isfinite(size) & jnp.isfinite(found.residuals.error)
     return jnp.where(finite, status, _code(Status.NUMERICAL_ERROR)), ray
@@ -210,7 +244,8 @@ def _code(status: Status) -> Any:
     return jnp.int32(int(status))
 
 
-def _remember(history: History, found: Optimality, iterations: Any) -> History:
+def _remember(history: History, found: Optimality, iterations: Any, counts: Any) -> History:
+    """The table with one check more, where it `counts`."""
     capacity = history.rows.shape[0]
     if not capacity:
         return history
@@ -224,6 +259,6 @@ def _remember(history: History, found: Optimality, iterations: Any) -> History:
     rows = jnp.where(full, thinned, history.rows)
     used = jnp.where(full, half, history.used)
     stride = jnp.where(full, 2 * history.stride, history.stride)
-    due = (history.seen % stride == 0) & (used < capacity)
-    rows = jnp.where(due, rows.at[used].set(row), rows)
-    return History(rows, used + due.astype(jnp.int32), stride, history.seen + 1)
+    due = counts & (history.seen % stride == 0) & (used < capacity)
+    rows = jnp.where(due, lax.dynamic_update_slice(rows, row[None], (used, jnp.int32(0))), rows)
+    return History(rows, used + due.astype(jnp.int32), stride, history.seen + counts.astype(jnp.int32))
