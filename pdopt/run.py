@@ -283,7 +283,8 @@ class _Drive:
 
     def iterate(self, carry: Carry) -> tuple[Carry, Status]:
         """Chunk after chunk until a status, a signal or the time limit; why it stopped."""
-        length, limit = self.pace.first, int(self.program.limit)
+        # A method that looks at each step takes long ones, each an inner minimisation: the first tells how long.
+        length, limit = 1 if self.program.method.every == 1 else self.pace.first, int(self.program.limit)
         look = self.look(carry)
         while look.status == Status.RUNNING:
             if self.flag.stopped:

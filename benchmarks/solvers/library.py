@@ -11,6 +11,7 @@ import pdopt
 from benchmarks.data import LinearData
 from benchmarks.solvers import Answer, Timing, timed
 from pdopt.run import timed_run
+from pdopt.solve import default_method
 
 ENGINES = {"default": pdopt.PDHG, "constant": pdopt.PDHG.constant, "averaged": pdopt.PDHG.averaged}
 HISTORY = 256  # rows kept of the residuals at checks, for the convergence plot; part of the time measured
@@ -24,16 +25,16 @@ def solve(data: LinearData, tolerance: float, limit: float, engine: str = "defau
 
     The tolerance is traced, so a second tolerance on the same data compiles nothing; the compile time of the first is
     reported with both. The limit is one of CPU seconds: the traced `solve` is given the iterations that fit, by the
-    speed of the first ones. With presolve it is `pdopt.run` that solves, by its own limit, and the time of presolve and
-    of postsolve is in its figures.
+    speed of the first ones. With presolve, and for the method of multipliers, whose steps take as long as they take,
+    it is `pdopt.run` that solves, by its own limit; the time of presolve and of postsolve is in its figures.
     """
-    method = pdopt.PDHG.quadratic() if data.Q is not None and engine == "default" else ENGINES[engine]()
 
     def whole(problem: Any, tolerance: float, most: int) -> Any:
-        if presolve:
+        method = default_method(problem) if engine == "default" else ENGINES[engine]()
+        if presolve or not isinstance(method, pdopt.PDHG):
             solution = timed_run(
                 problem, method, tolerance=tolerance, max_iterations=most, time_limit=limit, history=HISTORY,
-                presolve=True, clock=time.process_time,
+                presolve=presolve, clock=time.process_time,
             ).solution  # fmt: skip
         else:
             solution = pdopt.solve(problem, method, tolerance=tolerance, max_iterations=most, history=HISTORY)
@@ -51,7 +52,7 @@ def solve(data: LinearData, tolerance: float, limit: float, engine: str = "defau
             _prepared[id(data)] = (data, problem, max(spans[0] - spans[1], 0.0))
         _, problem, compile_seconds = _prepared[id(data)]
         most = MOST
-        if not presolve:
+        if not presolve and isinstance(default_method(problem), pdopt.PDHG):
             _, seconds, _ = timed(lambda: whole(problem, tolerance, PACE), 1)
             most = max(int(limit / seconds * PACE), PACE)
         solution, cpu, wall = timed(lambda: whole(problem, tolerance, most))

@@ -15,7 +15,7 @@ from pdopt.cli.outcomes import INTERNAL, Outcome, exit_code, versions
 from pdopt.errors import InvalidOption, unknown_name
 from pdopt.runtime.progress import Progress, format_number, render_table
 
-METHODS = ("pdhg", "pdhg-constant", "pdhg-averaged")
+METHODS = ("auto", "pdhg", "pdhg-constant", "pdhg-averaged")
 DTYPES = ("float64", "float32")
 SIZES = ("rows", "columns", "nonzeros", "quadratic")
 HISTORY_ROWS = 1000  # kept checks of --history and --plot; older ones are thinned out
@@ -23,7 +23,9 @@ HISTORY_ROWS = 1000  # kept checks of --history and --plot; older ones are thinn
 File = Annotated[
     Path, typer.Argument(metavar="FILE", help="Model: .mps, .qps or .lp, also with .gz; or .mat.", show_default=False)
 ]
-Method = Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")]
+Method = Annotated[
+    str, typer.Option(help=f"One of {', '.join(METHODS)}. auto: multipliers for a QP of a narrow band, else pdhg.")
+]
 Tolerance = Annotated[
     float | None, typer.Option(help="Largest relative residual and gap, > 0. [default: 1e-6; float32: 1e-4]")
 ]
@@ -184,7 +186,7 @@ def solve(
 
     report = timed_run(
         model.problem,
-        _method(method, linear),
+        _method(outcome, model.problem),
         tolerance=tolerance,
         max_iterations=max_iterations,
         time_limit=time_limit,
@@ -261,12 +263,18 @@ def _check_writable(option: str, path: Path | None) -> None:
         raise InvalidOption(f"{option} is {path}, but the folder {path.parent} is not writable")
 
 
-def _method(name: str, linear: bool) -> Any:
+def _method(outcome: SolveOutcome, problem: Any) -> Any:
+    """The method of the option, whose name the outcome tells from here on."""
     from pdopt.methods.pdhg import PDHG
+    from pdopt.solve import default_method
 
-    return {"pdhg": PDHG if linear else PDHG.quadratic, "pdhg-constant": PDHG.constant, "pdhg-averaged": PDHG.averaged}[
-        name
-    ]()
+    linear = outcome.problem["quadratic"] is None
+    if outcome.method == "auto":
+        method = default_method(problem)
+        outcome.method = "pdhg" if isinstance(method, PDHG) else "multipliers"
+        return method
+    named = {"pdhg": PDHG if linear else PDHG.quadratic, "pdhg-constant": PDHG.constant, "pdhg-averaged": PDHG.averaged}
+    return named[outcome.method]()
 
 
 def _describe(outcome: SolveOutcome, model: Any) -> None:

@@ -182,7 +182,7 @@ def _either(first: Any, one: Any, other: Any) -> Any:
 def _steps(view: Any, method: Any, state: Any, steps: Any) -> tuple[Any, Visit]:
     if hasattr(method, "block"):
         return method.block(view, state, steps)
-    if method.every == 1:  # the steps before the last are none: a method whose step is long compiles once
+    if isinstance(method.every, int) and method.every == 1:  # none before the last: a long step compiles once
         return method.step(view, state)
     state = lax.fori_loop(0, steps - 1, lambda _, s: method.step(view, s)[0], state)
     return method.step(view, state)

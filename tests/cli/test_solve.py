@@ -8,6 +8,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from scipy.io import savemat
 
 import pdopt
@@ -178,3 +179,20 @@ def test_a_cut_copy_of_afiro_is_refused(capsys, tmp_path):
     path.write_bytes((DATA / "afiro.mps.gz").read_bytes()[:-40])
     assert execute(["solve", str(path), "--json"]) == 2
     assert str(path) in json.loads(capsys.readouterr().out)["message"]
+
+
+@pytest.mark.slow
+def test_a_long_chain_is_solved_by_multipliers(tmp_path, capsys):
+    n = 200
+    rows = np.vstack([np.diff(np.eye(n), 2, axis=0), np.eye(n)])
+    target = np.random.default_rng(0).standard_normal(n)
+    low, high = np.full(2 * n - 2, -1e20), np.r_[np.zeros(n - 2), np.full(n, 1e20)]
+    savemat(tmp_path / "chain.mat", {"P": sp.eye(n, format="csc"), "q": -target, "A": sp.csc_matrix(rows), "l": low,
+                                     "u": high, "r": 0.0})  # fmt: skip
+    found = {}
+    for method in ("auto", "pdhg"):
+        options = ["--quiet", "--json", "--method", method, "--tolerance", "1e-6"]
+        assert execute(["solve", str(tmp_path / "chain.mat"), *options]) == 0
+        found[method] = json.loads(capsys.readouterr().out)
+    assert [found[name]["method"] for name in found] == ["multipliers", "pdhg"]
+    assert found["auto"]["objective"] == pytest.approx(found["pdhg"]["objective"], rel=1e-4)
