@@ -65,7 +65,9 @@ class PiecewiseNewton:
     def admit(self, qp: Any) -> None:
         """Raise `UnsupportedProblem` for what has no piecewise quadratic model, or too large a one."""
         if not isinstance(qp, QuadraticProgram):
-            raise UnsupportedProblem(f"PiecewiseNewton takes a QuadraticProgram; problem is a {type(qp).__name__}")
+            raise UnsupportedProblem(
+                f"{type(qp).__name__} has no piecewise quadratic view; PiecewiseNewton takes a QuadraticProgram"
+            )
         n = qp.shape[1]
         if self.plan is None and n > DENSE:
             raise UnsupportedProblem(

@@ -98,7 +98,7 @@ def test_refusals():
     with pytest.raises(InvalidOption, match="budget"):
         PiecewiseNewton(budget=0)
     lp = pdopt.LinearProgram([1.0], [[1.0]], [1.0], [2.0], dtype=jnp.float32)
-    with pytest.raises(UnsupportedProblem, match="takes a QuadraticProgram; problem is a LinearProgram"):
+    with pytest.raises(UnsupportedProblem, match="LinearProgram has no piecewise quadratic view"):
         pdopt.solve(lp, METHOD)
     with jax.enable_x64(True):
         with pytest.raises(UnsupportedProblem, match=r"4000 variables and PiecewiseNewton no plan.*planned"):

@@ -223,6 +223,7 @@ METHODS = {
     "DualAscent averaged": Entry(pdopt.DualAscent(acceleration=Averaged()), STRICT),
     "AugmentedLagrangian": Entry(pdopt.AugmentedLagrangian(), (*PLANES, "nonlinear")),
     "AugmentedLagrangian fixed": Entry(pdopt.AugmentedLagrangian(penalty=5.0, growth=1.0), (*PLANES, "nonlinear")),
+    "AugmentedLagrangian pieces": Entry(pdopt.AugmentedLagrangian(inner=pdopt.PiecewiseNewton()), CURVED),
     "ExactAugmentedLagrangian direct": Entry(pdopt.ExactAugmentedLagrangian(), ("nonlinear",)),
     "ExactAugmentedLagrangian minres": Entry(pdopt.ExactAugmentedLagrangian(linear=pdopt.MinRes()), ("nonlinear",)),
     "ExactAugmentedLagrangian sketch": Entry(
@@ -255,8 +256,8 @@ CLASSES = [
 # PDHG on quadratic and conic programs is in tests of their own: one of each is enough here.
 REPEATED = [
     pair for pair in SOLVED
-    if pair[0].startswith(("PDHG", "AverageSpectrum")) and pair[1] in (*CURVED, "conic")
-    and pair not in (("PDHG", "quadratic"), ("PDHG", "conic"))
+    if pair[0].startswith(("PDHG", "AverageSpectrum", "AugmentedLagrangian p")) and pair[1] in (*CURVED, "conic")
+    and pair not in (("PDHG", "quadratic"), ("PDHG", "conic"), ("AugmentedLagrangian pieces", "quadratic"))
 ]  # fmt: skip
 MARKED = [
     pytest.param(*pair, marks=[pytest.mark.slow] if pair[1] in ("nonlinear", "conic") or pair in REPEATED else [])
