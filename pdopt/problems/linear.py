@@ -236,11 +236,13 @@ class LinearProgram:
 
     def crossed(self) -> Any:
         """Whether some lower bound lies above its upper bound: infeasible before any iteration."""
-        return self._faults() > 0
+        with precision_scope(self):
+            return self._faults() > 0
 
     def valid(self) -> Any:
         """Whether the values can be a problem at all (for traced data, where a constructor cannot raise)."""
-        return ~jnp.isnan(self._faults())
+        with precision_scope(self):
+            return ~jnp.isnan(self._faults())
 
     def _faults(self) -> Any:
         """How many bounds are crossed; NaN where some value cannot be one of a problem.
@@ -252,9 +254,10 @@ class LinearProgram:
             return jnp.where((low < jnp.inf) & (high > -jnp.inf), (low > high).astype(low.dtype), jnp.nan)
 
         numbers = (self.c, self.A.entries) if hasattr(self.A, "entries") else (self.c,)
-        found = jnp.sum(faults(self.row_lower, self.row_upper)) + jnp.sum(faults(self.lower, self.upper))
-        # 0 times an infinity is NaN.
-        return sum((jnp.sum(0 * v) for v in numbers), found + 0 * self.offset)
+        with precision_scope(self):
+            found = jnp.sum(faults(self.row_lower, self.row_upper)) + jnp.sum(faults(self.lower, self.upper))
+            # 0 times an infinity is NaN.
+            return sum((jnp.sum(0 * v) for v in numbers), found + 0 * self.offset)
 
     def rays(
         self, direction: Pair, tolerance: float = RAY_TOLERANCE, rows: Cones = NONE, columns: Cones = NONE
