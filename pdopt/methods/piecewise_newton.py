@@ -18,7 +18,7 @@ from pdopt.problems.quadratic_pieces import QuadraticPieces
 from pdopt.types import record
 
 DENSE = 3000  # variables: without a plan the whole matrix is factored
-CURVED = 0.9  # share of the variables that must have curvature for Newton steps to be the default
+CURVED = 0.3  # share of the variables that must have curvature for Newton steps to be the default
 NARROW = 8  # blocks of at most one in so many variables
 WORK = 4e9  # operations of a factor, a tenth of a second
 
@@ -83,7 +83,7 @@ class PiecewiseNewton:
 
 
 def banded(qp: QuadraticProgram) -> BandPlan | None:
-    """The plan where Newton steps are the better choice: curvature nearly everywhere, and `Q + A'A` a narrow band.
+    """The plan where Newton steps are the better choice: curvature in many variables, and `Q + A'A` a narrow band.
 
     Narrow: blocks of at most an eighth of the variables. It looks at Q and at the pattern of A: None where Q is traced.
     """
