@@ -286,10 +286,10 @@ class _Drive:
         # A method that looks at each step takes long ones, each an inner minimisation: the first tells how long.
         length, limit = 1 if self.program.method.every == 1 else self.pace.first, int(self.program.limit)
         look = self.look(carry)
-        while look.status == Status.RUNNING:
+        while look.status == Status.RUNNING or look.iterations < 0:  # -1: the start is not judged yet
             if self.flag.stopped:
                 return carry, Status.INTERRUPTED
-            done, before = max(int(look.iterations), 0), self.clock()  # -1: the start is not judged yet
+            done, before = max(int(look.iterations), 0), self.clock()
             carry = self.program.chunk(carry, min(done + length, limit))
             look = self.look(carry)
             now = self.clock()

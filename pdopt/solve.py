@@ -260,7 +260,7 @@ def finish(problem: Any, carry: Carry, tolerance: Any) -> Solution:
         problem.sense * found.objective,
         problem.sense * found.dual_objective,
         found.residuals,
-        carry.iterations,
+        jnp.maximum(carry.iterations, 0),
         problem.certificate(found.proof, carry.ray),
         carry.history if carry.history.rows.shape[0] else None,
         getattr(carry.state, "work", None),
