@@ -186,7 +186,7 @@ def solve(
 
     report = timed_run(
         model.problem,
-        _method(outcome, model.problem),
+        _method(outcome, method, model.problem),
         tolerance=tolerance,
         max_iterations=max_iterations,
         time_limit=time_limit,
@@ -263,18 +263,18 @@ def _check_writable(option: str, path: Path | None) -> None:
         raise InvalidOption(f"{option} is {path}, but the folder {path.parent} is not writable")
 
 
-def _method(outcome: SolveOutcome, problem: Any) -> Any:
+def _method(outcome: SolveOutcome, name: str, problem: Any) -> Any:
     """The method of the option, whose name the outcome tells from here on."""
     from pdopt.methods.pdhg import PDHG
     from pdopt.solve import default_method
 
     linear = outcome.problem["quadratic"] is None
-    if outcome.method == "auto":
+    if name == "auto":
         method = default_method(problem)
         outcome.method = "pdhg" if isinstance(method, PDHG) else "multipliers"
         return method
     named = {"pdhg": PDHG if linear else PDHG.quadratic, "pdhg-constant": PDHG.constant, "pdhg-averaged": PDHG.averaged}
-    return named[outcome.method]()
+    return named[name]()
 
 
 def _describe(outcome: SolveOutcome, model: Any) -> None:
