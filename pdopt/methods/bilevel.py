@@ -75,7 +75,7 @@ class Stages:
 
     Attributes:
         first: c of the first stage, > 0.
-        ratio: > 1.
+        ratio: > 1; a small one, as a stage that ends before it is still leaves what the next one has to mend.
         steps: iterations of a stage at most, >= 1.
 
     Example:
@@ -84,7 +84,7 @@ class Stages:
     """
 
     first: Any = 5.0
-    ratio: Any = 2.0
+    ratio: Any = 1.5
     steps: Any = 3000
 
     def validate(self) -> None:
@@ -142,6 +142,8 @@ class LVHBA:
             above which that step need not contract. A larger one draws a warning.
         largest: r of Z = [0, r]; a multiplier of the (scaled) rows above it is cut.
         every: steps between checks, each of which solves one linear system of the lower level's size.
+
+    float32 reaches residuals near 1e-3: the slope of `F / c` is lost where a step moves less than rounding.
 
     Raises:
         InvalidOption: a setting outside its range. UnsupportedProblem: another kind of problem. InvalidProblem: rows
@@ -282,6 +284,10 @@ class LVHBA:
 
     def step(self, view: BilevelView, state: State) -> tuple[State, Visit]:
         """One iteration: the inner saddle step, then the outer one."""
+        if view.kind == "user":  # rows may bend, and with them what a step may be
+            theta = state.outer.x._replace(lower=state.inner.x)
+            norms = view.norms(Pair(theta, state.inner.y), state.sizes.norms, 1)
+            state = state._replace(sizes=self.sizes(view, norms, self.penalty.at(state.clock)))
         inner = self.inner_step(view, state.outer, state.inner, state.sizes.eta)
         parts = self.outer_parts(view, inner, self.penalty.at(state.clock), state.sizes)
         outer, memory = saddle_step(parts, state.sizes.beta, state.outer, Memory(state.shadow))
@@ -310,7 +316,11 @@ class LVHBA:
 
     def direction(self, view: BilevelView, state: State, visit: Visit) -> Pair:
         """Where we are, and where the multipliers drift: with rows that cannot be met, along a ray that proves it."""
-        return Pair(_shown(visit.after).x, visit.after.y - visit.before.y)
+        drift = visit.after.y - visit.before.y
+        if view.kind == "polyhedron":  # the projection on an empty set has multipliers that are such a ray themselves
+            unmet = largest(state.shadow) > 1 / jnp.sqrt(jnp.finfo(drift.dtype).eps)
+            drift = jnp.where(unmet, state.shadow, drift)
+        return Pair(_shown(visit.after).x, drift)
 
     def check(self, view: BilevelView, state: State, visit: Visit) -> State:
         """Refresh the norms and with them the step sizes; at the end of a stage remember where it led."""

@@ -169,7 +169,9 @@ def _checked(
         status = jnp.where((status == Status.RUNNING) | (status == Status.ITERATION_LIMIT) & (own > 0), own, status)
     else:
         after = method.check(view, state, visit)
-    state = _either((status == Status.RUNNING) & ~first, after, state)
+    # A run that is resumed with a later limit goes on as if it had not stopped, but where the answer is made of the state.
+    onward = (status == Status.RUNNING) | (status == Status.ITERATION_LIMIT) & whole
+    state = _either(onward & ~first, after, state)
     history = _remember(carry.history, found, iterations, ~first)
     return Carry(state, best, optimality, status, iterations, ray, history)
 
