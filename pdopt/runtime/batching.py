@@ -60,12 +60,11 @@ def minor(function: Callable[..., Any], width: int | None = None) -> Callable[..
     @call.def_vmap
     def rule(size: int, batched: Sequence[Any], *arguments: Any) -> tuple[Any, Any]:
         with precision_scope(arguments):
-            if width is None or size <= width:
+            # Asked while tracing: groups are right anywhere, and a program that holds both ways is traced twice.
+            if width is None or size <= width or jax.default_backend() != "cpu":
                 out = along_last(function, size, batched, arguments)
             else:
-                groups = partial(in_turns, function, size, batched, width=width)
-                together = partial(along_last, function, size, batched)
-                out = lax.platform_dependent(arguments, cpu=groups, default=together)
+                out = in_turns(function, size, batched, arguments, width=width)
         return out, jax.tree.map(lambda _: True, out)
 
     return call
