@@ -286,7 +286,8 @@ def _unrolled(problem: Any, method: Any, start: Any, tolerance: Any, limit: int,
 @partial(jax.jit, static_argnames=("gradient", "history"))
 def _solve(problem: Any, method: Any, start: Any, tolerance: Any, limit: Any, gradient: str, history: int) -> Solution:
     still = jax.lax.stop_gradient((problem, method, start, tolerance))
-    carry, solution = minor(partial(_iterated, history=history))(*still, limit)
+    width = method.width(problem) if hasattr(method, "width") else None
+    carry, solution = minor(partial(_iterated, history=history), width)(*still, limit)
     if gradient == "none" or not hasattr(problem, "lagrangian"):
         return solution
 

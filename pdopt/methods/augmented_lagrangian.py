@@ -42,6 +42,7 @@ from pdopt.errors import InvalidOption, require_range
 from pdopt.geometry.checks import concrete
 from pdopt.methods.inner import ProjectedNewton, Work
 from pdopt.methods.piecewise_newton import PiecewiseNewton
+from pdopt.problems.nonlinear import NonlinearProgram
 from pdopt.problems.views import constrained, require_augmented_minimiser
 from pdopt.rules.penalty import Schedule, algencan
 from pdopt.rules.saddle import Parts, row, saddle_step
@@ -52,6 +53,7 @@ PATIENCE = 3  # checks in a row that must agree before the penalty or infeasibil
 STALL = 12  # checks without a better pair, near the precision of the type, that end a run
 FEASIBLE = 1e-6  # a violation of this share of |x| is small for its size
 RUNAWAY = 1e8  # an x that grew by this in one minimisation ran away
+WIDTH = 32  # members that a CPU takes at a time: the slowest of a group keeps the others waiting
 UNBOUNDED = -1e12  # an objective below this, at a point that is feasible for its size, is taken for unbounded
 
 
@@ -155,6 +157,10 @@ class AugmentedLagrangian:
     def view(self, problem: Any) -> Any:
         """The problem as this method sees it."""
         return self.inner.view(problem) if isinstance(self.inner, PiecewiseNewton) else constrained(problem)
+
+    def width(self, problem: Any) -> int | None:
+        """Members of a `vmap` that a CPU takes at a time: few where each member has Newton steps of its own number."""
+        return WIDTH if isinstance(problem, NonlinearProgram) else None
 
     def init(self, view: Any, start: Pair) -> State:
         """The first state from a pair in the view's units."""

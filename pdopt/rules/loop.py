@@ -26,8 +26,9 @@ class Method(Protocol):
     once where they share work; `idles`, that `block` may take none: the start is then judged by the code that judges
     every other pair, which compiles once; `stalled(state)`, whether rounding keeps the method from going on;
     `judged(view, state, visit, found) -> (state, status)` in place of `check` where the next state depends on how good
-    the pair is, with a status of its own (RUNNING for none). A step may leave a view with `rests` where it is, which
-    then ends nothing.
+    the pair is, with a status of its own (RUNNING for none); `width(problem)`, how many members of a `vmap` a CPU takes
+    at a time (`runtime/batching.py`; None: all). A step may leave a view with `rests` where it is, which then ends
+    nothing.
     """
 
     every: int

@@ -45,6 +45,7 @@ def test_the_table_has_the_published_sets() -> None:
 def test_counts_are_claimed_by_a_whole_run_only() -> None:
     starts = {
         "what": "starts",
+        "outcome": "done",
         "pdopt": 0.1,
         "slsqp": 5.0,
         "pdopt_solved": 9,
@@ -62,6 +63,8 @@ def test_counts_are_claimed_by_a_whole_run_only() -> None:
     fewer = constrained.claims([starts, *solved[:-1]], full=True)
     assert [c.holds for c in fewer] == [True, True, False, True, True]
     assert constrained.claims([starts | {"pdopt_solved": 8}], full=True)[3].holds is False
+    failed = constrained.claims([{"what": "starts", "starts": 9, "outcome": "crash"}], full=True)
+    assert [c.holds for c in failed[3:]] == [None, None]
 
 
 @pytest.mark.slow

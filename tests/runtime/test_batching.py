@@ -54,6 +54,24 @@ def test_equals_vmap(function, axes):
         np.testing.assert_allclose(ours, theirs, rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.parametrize("size", [4, 5, 7])
+def test_groups_of_members_equal_the_whole_batch(size):
+    rng = np.random.default_rng(0)
+    x, A = jnp.asarray(rng.standard_normal((size, 3)), jnp.float32), 0.3 * jnp.asarray(rng.standard_normal((3, 3)))
+    got, expected = (jax.jit(jax.vmap(f, (0, None)))(x, A) for f in (minor(loops, 2), loops))
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-6, atol=2e-6)
+    nested = jax.vmap(jax.vmap(minor(jnp.sum, 2)))(jnp.arange(2 * size * 3.0).reshape(2, size, 3))
+    np.testing.assert_array_equal(nested, jnp.arange(2 * size * 3.0).reshape(2, size, 3).sum(-1))
+
+
+def test_groups_are_a_matter_of_cpus_alone(monkeypatch):
+    text = lambda: str(jax.make_jaxpr(jax.vmap(minor(jnp.tanh, 2)))(jnp.ones((6, 3))))
+    assert ("scan" in text()) == (jax.default_backend() == "cpu")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert "scan" not in text()
+
+
 def test_a_member_that_has_ended_is_frozen_bit_by_bit():
     def sink(x):
         return jax.lax.while_loop(lambda s: s[0] > 1, lambda s: (s[0] * 0.7, s[1] + 1), (x, jnp.int32(0)))
