@@ -17,6 +17,7 @@ from jax.core import Tracer
 from pdopt.errors import InvalidProblem
 from pdopt.operators.base import Order, take
 from pdopt.operators.layout import Layout, Plan, make_plan, multiply, place
+from pdopt.operators.sums import Change, inner
 from pdopt.runtime.precision import as_array
 from pdopt.types import record
 
@@ -37,6 +38,10 @@ class Sliced:
     def rmatvec(self, y: Any) -> Any:
         """`A' y`."""
         return multiply(self.adjoint, y)
+
+    def inner(self, a: Change, b: Change) -> Any:
+        """`a'b`, for the vectors beside the products."""
+        return inner(a, b)
 
 
 @record(static=("shape",))

@@ -22,6 +22,7 @@ from pdopt.geometry.moves import Euclidean, Interval, Move
 from pdopt.operators.base import Order
 from pdopt.operators.norms import POWER_ITERATIONS, spectral_norm
 from pdopt.operators.scaling import Scaling, equilibrate
+from pdopt.operators.sums import Change
 from pdopt.problems.conic import ConicProgram
 from pdopt.problems.conic_saddle import ConicSaddle
 from pdopt.problems.game import MatrixGame
@@ -179,6 +180,12 @@ class LinearSaddle:
     def move(self, y: Any, v: Any, step: Any) -> Any:
         """The prox of two-sided rows at `y + step v`."""
         return self.rows(y, v, step)
+
+    def inner(self, a: Change, b: Change) -> Any:
+        """`a'b` of two changes that a step made, where the operator has its own way with vectors."""
+        if hasattr(self.operator, "inner"):
+            return self.operator.inner(a, b)
+        return jnp.vdot(a.after - a.before, b.after - b.before)
 
     def norm(self, limit: int = POWER_ITERATIONS) -> Any:
         """`|A_s|_2` by power iteration, on the entries: a norm is asked for once, and they compile at once."""
