@@ -24,7 +24,7 @@ from pdopt.runtime.precision import as_array, precision_scope
 from pdopt.solve import checked_options, checked_start, default_method, finish, floating_type, prepare
 from pdopt.types import Pair, Solution, Status
 
-WIDTH = 64  # members at a time: on a CPU the fastest of 16 to 256 on e226 (their vectors stay in the second cache)
+WIDTH = 32  # members at a time: on a CPU the fastest of 16 to 256 on e226 (their vectors stay in the second cache)
 FIELDS = ("c", "A", "row_lower", "row_upper", "lower", "upper", "Q", "offset")
 CHECKS = 16  # between two looks at who has ended
 

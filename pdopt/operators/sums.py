@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pdopt.runtime.apart import apart
+
 FOLD = 8  # slices a level: XLA computes what it fuses once for each of them, and fuses up to 15
 
 
@@ -27,6 +29,7 @@ class Change(NamedTuple):
         return self.after[start:stop] - self.before[start:stop]
 
 
+@apart
 def inner(a: Change, b: Change) -> Any:
     """`sum_i a_i b_i` of two changes.
 
