@@ -170,7 +170,7 @@ class PDHG:
         """The row of the table: the functions that make the saddle step PDHG."""
 
         def primal(x: Image, y: Any) -> Image:
-            if hasattr(view, "stride"):  # the two in one pass over data that are too large for two
+            if hasattr(view, "stride"):  # the two in a pass of the view's own
                 point = view.stride(x.point, y, steps.primal)
             elif hasattr(view, "slope"):
                 point = view.curved_step(x.point, x.slope, y, steps.primal)

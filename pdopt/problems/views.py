@@ -33,6 +33,7 @@ from pdopt.problems.nonlinear_view import NonlinearView
 from pdopt.problems.quadratic import QuadraticProgram
 from pdopt.problems.quadratic_saddle import QuadraticSaddle
 from pdopt.problems.quadratic_view import QuadraticConstrained, require_equalities, require_strictly_convex
+from pdopt.runtime.apart import apart
 from pdopt.types import Pair, record
 
 
@@ -168,6 +169,12 @@ class LinearSaddle:
     def gradient(self, x: Any, y: Any) -> Any:
         """`c - A'y`."""
         return self.c + self.operator.rmatvec(y)
+
+    def stride(self, x: Any, y: Any, step: Any) -> Any:
+        """`prox(x - step gradient(x, y))`: made once and stored, where the operator takes its vectors apart."""
+        if not hasattr(self.operator, "inner"):
+            return self.prox(x - step * self.gradient(x, y), step)
+        return _stride(x, self.c, self.operator.rmatvec(y), self.lower, self.upper, step)
 
     def violation(self, x: Any) -> Any:
         """`-A x`; the interval of the row is held by the move (design, section 7)."""
@@ -347,6 +354,11 @@ def _(qp: QuadraticProgram) -> None:
 @require_augmented_minimiser.register
 def _(qp: QuadraticProgram) -> None:
     require_equalities(qp)
+
+
+@apart
+def _stride(x: Any, c: Any, product: Any, lower: Any, upper: Any, step: Any) -> Any:
+    return jnp.clip(x - step * (c + product), lower, upper)
 
 
 def _put(order: Order | None, v: Any) -> Any:
