@@ -278,7 +278,7 @@ class PDHG:
         restart = self.restart.decide(state.epoch, error) & state.size.accepted
         # Without an anchor the last step stands for the epoch.
         candidate, anchor = (visit.after, visit.before) if self.remakes else (candidate, state.track.anchor)
-        dx, dy = _distance(candidate.x.point, anchor.x.point), _distance(candidate.y, anchor.y)
+        dx, dy = (_distance(view, *ends) for ends in ((candidate.x.point, anchor.x.point), (candidate.y, anchor.y)))
         moved = self.weight.update(state.weight, dx, dy, movement(view, visit).ratio(state.weight.omega))
         weight = optax.tree.where(restart, moved, state.weight)
         track = optax.tree.where(restart, self.acceleration.init(candidate), state.track)
@@ -315,5 +315,6 @@ def _inner(a: Change, b: Change) -> Any:
     return optax.tree.vdot(optax.tree.sub(a.after, a.before), optax.tree.sub(b.after, b.before))
 
 
-def _distance(a: Any, b: Any) -> Any:
-    return optax.tree.norm(jax.lax.stop_gradient(optax.tree.sub(a, b)))
+def _distance(view: Any, a: Any, b: Any) -> Any:
+    change = Change(*jax.lax.stop_gradient((a, b)))
+    return jnp.sqrt(getattr(view, "inner", _inner)(change, change))
