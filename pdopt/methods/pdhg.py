@@ -24,6 +24,7 @@ from jax.core import Tracer
 
 from pdopt.errors import InvalidOption, unknown_name
 from pdopt.operators.scaling import Scaling
+from pdopt.operators.sums import Change
 from pdopt.problems.transport_saddle import require_balanced
 from pdopt.problems.views import in_metric, saddle
 from pdopt.rules.acceleration import Averaged, Halpern, Lean, Plain, Relaxed, Track, check_averaged
@@ -169,7 +170,7 @@ class PDHG:
         """The row of the table: the functions that make the saddle step PDHG."""
 
         def primal(x: Image, y: Any) -> Image:
-            if hasattr(view, "stride"):  # the two in one pass over data that are too large for two
+            if hasattr(view, "stride"):  # the two in a pass of the view's own
                 point = view.stride(x.point, y, steps.primal)
             elif hasattr(view, "slope"):
                 point = view.curved_step(x.point, x.slope, y, steps.primal)
@@ -195,16 +196,16 @@ class PDHG:
     def step(self, view: Any, state: State) -> tuple[State, Visit]:
         """One saddle step, accelerated; a step that the size rule rejects leaves the point where it was."""
         omega, size, epoch = state.weight.omega, state.size, state.epoch
-        track, _, visit = self.acceleration.apply(self._map(view, size, omega), state.track, Memory(), size.eta)
-        taken = jnp.int32(1)
+        after, _ = self._map(view, size, omega)(state.track.point, Memory())
+        visit, accepted, taken = Visit(state.track.point, after), True, jnp.int32(1)
         if self.stepsize.adapts:
             moved = movement(view, visit)
             size = self.stepsize.update(size, moved, omega)
-            track = optax.tree.where(size.accepted, track, state.track)
-            taken = size.accepted.astype(jnp.int32)
+            accepted, taken = size.accepted, size.accepted.astype(jnp.int32)
             # The error of an epoch's first step is at hand here; a constant step computes it at the restart.
             begins = (epoch.steps == 0) & size.accepted
             epoch = epoch._replace(first=jnp.where(begins, moved.error(state.size.eta, omega), epoch.first))
+        track = self.acceleration.follow(state.track, after, state.size.eta, accepted)
         epoch = epoch._replace(steps=epoch.steps + taken, total=epoch.total + 1)
         return State(track, size, state.weight, epoch), visit
 
@@ -277,7 +278,7 @@ class PDHG:
         restart = self.restart.decide(state.epoch, error) & state.size.accepted
         # Without an anchor the last step stands for the epoch.
         candidate, anchor = (visit.after, visit.before) if self.remakes else (candidate, state.track.anchor)
-        dx, dy = _distance(candidate.x.point, anchor.x.point), _distance(candidate.y, anchor.y)
+        dx, dy = (_distance(view, *ends) for ends in ((candidate.x.point, anchor.x.point), (candidate.y, anchor.y)))
         moved = self.weight.update(state.weight, dx, dy, movement(view, visit).ratio(state.weight.omega))
         weight = optax.tree.where(restart, moved, state.weight)
         track = optax.tree.where(restart, self.acceleration.init(candidate), state.track)
@@ -297,11 +298,23 @@ def movement(view: Any, visit: Visit) -> Movement:
     """What one step moved: `|dx|^2`, `|dy|^2`, `<dy, dv>`, and `dx'(H - Q)dx` where f is curved."""
     # Step sizes, weights and restarts are decided by it: constants, where a derivative goes through the steps.
     view, visit = jax.lax.stop_gradient((view, visit))
-    change = optax.tree.sub(visit.after, visit.before)
-    dx, dv, dy = change.x.point, change.x.violation, change.y
-    bend = view.bend(dx, change.x.slope) if hasattr(view, "slope") else None
-    return Movement(optax.tree.vdot(dx, dx), optax.tree.vdot(dy, dy), optax.tree.vdot(dy, dv), bend)
+    inner = getattr(view, "inner", _inner)
+    dx, dv, dy = (Change(*ends) for ends in zip(_ends(visit.after), _ends(visit.before)))
+    bend = None
+    if hasattr(view, "slope"):
+        bend = view.bend(dx.after - dx.before, visit.after.x.slope - visit.before.x.slope)
+    return Movement(inner(dx, dx), inner(dy, dy), inner(dy, dv), bend)
 
 
-def _distance(a: Any, b: Any) -> Any:
-    return optax.tree.norm(jax.lax.stop_gradient(optax.tree.sub(a, b)))
+def _ends(pair: Pair) -> tuple[Any, Any, Any]:
+    return pair.x.point, pair.x.violation, pair.y
+
+
+def _inner(a: Change, b: Change) -> Any:
+    """`<a, b>` of changes of pytrees."""
+    return optax.tree.vdot(optax.tree.sub(a.after, a.before), optax.tree.sub(b.after, b.before))
+
+
+def _distance(view: Any, a: Any, b: Any) -> Any:
+    change = Change(*jax.lax.stop_gradient((a, b)))
+    return jnp.sqrt(getattr(view, "inner", _inner)(change, change))

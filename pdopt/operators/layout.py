@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pdopt.operators.base import take
+from pdopt.runtime.apart import apart
 from pdopt.types import record
 
 WIDEST = 16  # longest unrolled chain: wider ones cost compile time and stop paying
@@ -162,8 +163,13 @@ def _ones(plan: Plan) -> Layout:
     return Layout(index, (), long, plan.empty)
 
 
+@apart
 def multiply(layout: Layout, x: Any) -> Any:
     """The product of the layout's matrix with `x`, rows in the layout's order."""
+    return _rows(layout, x)
+
+
+def _rows(layout: Layout, x: Any) -> Any:
     dtype = x.dtype
     parts = [jnp.zeros(layout.empty, dtype)] if layout.empty else []
     if layout.value:
@@ -173,7 +179,7 @@ def multiply(layout: Layout, x: Any) -> Any:
         parts += [_sum(index, padded) for index in layout.index]
     if layout.long:
         pieces, fold = layout.long
-        parts.append(multiply(fold, multiply(pieces, x)))
+        parts.append(_rows(fold, _rows(pieces, x)))
     if not parts:
         return jnp.zeros(0, dtype)
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts)

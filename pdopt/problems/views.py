@@ -22,6 +22,7 @@ from pdopt.geometry.moves import Euclidean, Interval, Move
 from pdopt.operators.base import Order
 from pdopt.operators.norms import POWER_ITERATIONS, spectral_norm
 from pdopt.operators.scaling import Scaling, equilibrate
+from pdopt.operators.sums import Change
 from pdopt.problems.conic import ConicProgram
 from pdopt.problems.conic_saddle import ConicSaddle
 from pdopt.problems.game import MatrixGame
@@ -32,6 +33,7 @@ from pdopt.problems.nonlinear_view import NonlinearView
 from pdopt.problems.quadratic import QuadraticProgram
 from pdopt.problems.quadratic_saddle import QuadraticSaddle
 from pdopt.problems.quadratic_view import QuadraticConstrained, require_equalities, require_strictly_convex
+from pdopt.runtime.apart import apart
 from pdopt.types import Pair, record
 
 
@@ -168,6 +170,12 @@ class LinearSaddle:
         """`c - A'y`."""
         return self.c + self.operator.rmatvec(y)
 
+    def stride(self, x: Any, y: Any, step: Any) -> Any:
+        """`prox(x - step gradient(x, y))`: made once and stored, where the operator takes its vectors apart."""
+        if not hasattr(self.operator, "inner"):
+            return self.prox(x - step * self.gradient(x, y), step)
+        return _stride(x, self.c, self.operator.rmatvec(y), self.lower, self.upper, step)
+
     def violation(self, x: Any) -> Any:
         """`-A x`; the interval of the row is held by the move (design, section 7)."""
         return self.operator.matvec(x)
@@ -179,6 +187,12 @@ class LinearSaddle:
     def move(self, y: Any, v: Any, step: Any) -> Any:
         """The prox of two-sided rows at `y + step v`."""
         return self.rows(y, v, step)
+
+    def inner(self, a: Change, b: Change) -> Any:
+        """`a'b` of two changes that a step made, where the operator has its own way with vectors."""
+        if hasattr(self.operator, "inner"):
+            return self.operator.inner(a, b)
+        return jnp.vdot(a.after - a.before, b.after - b.before)
 
     def norm(self, limit: int = POWER_ITERATIONS) -> Any:
         """`|A_s|_2` by power iteration, on the entries: a norm is asked for once, and they compile at once."""
@@ -340,6 +354,11 @@ def _(qp: QuadraticProgram) -> None:
 @require_augmented_minimiser.register
 def _(qp: QuadraticProgram) -> None:
     require_equalities(qp)
+
+
+@apart
+def _stride(x: Any, c: Any, product: Any, lower: Any, upper: Any, step: Any) -> Any:
+    return jnp.clip(x - step * (c + product), lower, upper)
 
 
 def _put(order: Order | None, v: Any) -> Any:

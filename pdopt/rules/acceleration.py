@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.core import Tracer
 
 from pdopt.errors import InvalidOption, require_range
@@ -45,6 +46,16 @@ def _to(start: Pair, end: Pair, weight: Any) -> Pair:
     return jax.tree.map(lambda a, b: a + weight * (b - a), start, end)
 
 
+def _called(rule: Any, T: Any, track: Track, memory: Memory, weight: Any) -> tuple[Track, Memory, Visit]:
+    """One call of T, and where the rule goes from there."""
+    after, memory = T(track.point, memory)
+    return rule.follow(track, after, weight), memory, Visit(track.point, after)
+
+
+def _where(accepted: Any, moved: Track, track: Track) -> Track:
+    return moved if accepted is True else optax.tree.where(accepted, moved, track)
+
+
 @record
 class Plain:
     """`z' = T z`."""
@@ -57,8 +68,11 @@ class Plain:
 
     def apply(self, T: Any, track: Track, memory: Memory, weight: Any = 1.0) -> tuple[Track, Memory, Visit]:
         """One call of T; `weight` is the weight of this step in a mean (the step size)."""
-        after, memory = T(track.point, memory)
-        return track._replace(point=after, count=track.count + 1), memory, Visit(track.point, after)
+        return _called(self, T, track, memory, weight)
+
+    def follow(self, track: Track, after: Pair, weight: Any, accepted: Any = True) -> Track:
+        """Where to go from the point once `after = T point` is known; nowhere where it is not `accepted`."""
+        return _where(accepted, track._replace(point=after, count=track.count + 1), track)
 
     def best(self, track: Track, visit: Visit) -> Pair:
         """The pair to return now."""
@@ -102,9 +116,12 @@ class Relaxed:
 
     def apply(self, T: Any, track: Track, memory: Memory, weight: Any = 1.0) -> tuple[Track, Memory, Visit]:
         """One relaxed step."""
-        after, memory = T(track.point, memory)
+        return _called(self, T, track, memory, weight)
+
+    def follow(self, track: Track, after: Pair, weight: Any, accepted: Any = True) -> Track:
+        """The relaxed point."""
         point = _to(track.point, after, self.omega)
-        return track._replace(point=point, count=track.count + 1), memory, Visit(track.point, after)
+        return _where(accepted, track._replace(point=point, count=track.count + 1), track)
 
     def best(self, track: Track, visit: Visit) -> Pair:
         """`T z`, which lies in the sets; the relaxed point may not."""
@@ -132,10 +149,13 @@ class Averaged:
 
     def apply(self, T: Any, track: Track, memory: Memory, weight: Any = 1.0) -> tuple[Track, Memory, Visit]:
         """One step; the mean moves by its share."""
-        after, memory = T(track.point, memory)
+        return _called(self, T, track, memory, weight)
+
+    def follow(self, track: Track, after: Pair, weight: Any, accepted: Any = True) -> Track:
+        """`after`, and the mean with it in."""
         total = track.count + weight
         mean = _to(track.mean, after, weight / total)
-        return Track(after, track.anchor, mean, total), memory, Visit(track.point, after)
+        return _where(accepted, Track(after, track.anchor, mean, total), track)
 
     def best(self, track: Track, visit: Visit) -> Pair:
         """The mean."""
@@ -164,11 +184,21 @@ class Halpern:
 
     def apply(self, T: Any, track: Track, memory: Memory, weight: Any = 1.0) -> tuple[Track, Memory, Visit]:
         """One reflected step, drawn back towards the anchor."""
-        after, memory = T(track.point, memory)
+        return _called(self, T, track, memory, weight)
+
+    def follow(self, track: Track, after: Pair, weight: Any, accepted: Any = True) -> Track:
+        """The blend of `after`, the point and the anchor.
+
+        The weights of a step that is not accepted are 0, 1 and 0: a choice between whole vectors would be read and
+        made entry by entry.
+        """
         w = (track.count + 1) / (track.count + 2)
         weights = (w * (1 + self.reflection), -w * self.reflection, 1 - w)
-        point = _blend(weights, after, track.point, track.anchor)
-        return track._replace(point=point, count=track.count + 1), memory, Visit(track.point, after)
+        count = track.count + 1
+        if accepted is not True:
+            weights = tuple(jnp.where(accepted, moving, still) for moving, still in zip(weights, (0, 1, 0)))
+            count = jnp.where(accepted, count, track.count)
+        return track._replace(point=_blend(weights, after, track.point, track.anchor), count=count)
 
     def best(self, track: Track, visit: Visit) -> Pair:
         """The un-reflected `T z`, which lies in the sets."""

@@ -24,6 +24,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+from pdopt.runtime.apart import apart, fits, is_apart
 from pdopt.runtime.precision import precision_scope
 
 _SAME_SHAPE = """abs add and atan2 cbrt ceil clamp convert_element_type copy copy_p cos div eq erf exp exp2 expm1 floor
@@ -204,7 +205,15 @@ def _apply(equation: Any, size: int, values: list[Any], marks: list[bool], alive
 def _inlined(equation: Any, size: int, values: list[Any], marks: list[bool], alive: Any) -> tuple[list[Any], Any]:
     inner = equation.params[CALLS[equation.primitive.name]]
     closed = ClosedJaxpr(inner, ()) if isinstance(inner, Jaxpr) else inner
-    return _evaluate(closed, size, values, marks, alive)
+    if not (is_apart(equation) and fits(values, marks, size)):
+        return _evaluate(closed, size, values, marks, alive)
+    flags = _reaches(closed.jaxpr, marks)
+
+    def whole(*values: Any) -> list[Any]:
+        found, own = _evaluate(closed, size, values, marks, alive)
+        return [_spread(v, b, size) if f else v for v, b, f in zip(found, own, flags)]
+
+    return apart(whole)(*values), flags
 
 
 def _reaches(jaxpr: Any, marks: Sequence[Any]) -> list[bool]:

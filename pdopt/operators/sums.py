@@ -1,0 +1,58 @@
+"""Inner products of changes in an order of our own: eight slices of a vector are added until few entries are left.
+
+    inner(a, b) = sum_i a_i b_i,   level by level:  v_j <- v_j + v_{j+k} + ... + v_{j+7k},   k = len(v) // 8
+
+A CPU adds the slices of a level as vectors, where XLA's reduction of a vector takes one entry after the other, or waits
+for a pool of threads; with the batch along the last axis (`runtime/batching.py`) each sum takes neighbours. The order
+does not depend on how many members a batch has, so a member rounds as it does alone. Error: like a pairwise sum's,
+about `7 log_8 n` units of rounding in place of n.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pdopt.runtime.apart import apart
+
+FOLD = 8  # slices a level: XLA computes what it fuses once for each of them, and fuses up to 15
+
+
+class Change(NamedTuple):
+    """The vector `after - before`, not yet made: a product reads the two slice by slice, and stores nothing."""
+
+    after: Any
+    before: Any
+
+    def between(self, start: int, stop: int) -> Any:
+        """Entries `start` to `stop`."""
+        return self.after[start:stop] - self.before[start:stop]
+
+
+@apart
+def inner(a: Change, b: Change) -> Any:
+    """`sum_i a_i b_i` of two changes.
+
+    Example:
+        >>> step = Change(jnp.arange(19.0), jnp.ones(19))
+        >>> print(inner(step, step))
+        1786.0
+    """
+    size = a.after.shape[0]
+    if jax.default_backend() != "cpu" or size <= FOLD:
+        return jnp.vdot(a.between(0, size), b.between(0, size))
+    part = size // FOLD
+    product = lambda start, stop: a.between(start, stop) * b.between(start, stop)
+    value, rest = _added([product(k * part, (k + 1) * part) for k in range(FOLD)]), [product(FOLD * part, size)]
+    while value.shape[0] > FOLD:
+        part = value.shape[0] // FOLD
+        rest.append(value[FOLD * part :])
+        value = _added([value[k * part : (k + 1) * part] for k in range(FOLD)])
+    return _added([piece[k] for piece in (value, *rest) for k in range(piece.shape[0])])
+
+
+def _added(terms: list[Any]) -> Any:
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total

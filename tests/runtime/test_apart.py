@@ -1,0 +1,42 @@
+"""Functions that XLA compiles on their own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pdopt.runtime.apart import ONE_KERNEL, SPLIT, apart, fits
+from pdopt.runtime.batching import minor
+
+FLAGS = f"--xla_backend_extra_options=xla_cpu_{ONE_KERNEL}=1"
+
+
+@apart
+def twice(x: jax.Array) -> jax.Array:
+    return 2 * x
+
+
+def test_a_call_survives_in_the_compiled_program_and_in_that_of_a_batch(monkeypatch) -> None:
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    program = lambda x: twice(x + 1) - 1
+    for function, x in ((program, jnp.ones(3)), (jax.vmap(minor(program)), jnp.ones((2, 3)))):
+        compiled = jax.jit(function).lower(x).compile()
+        assert " call(" in compiled.as_text()
+        np.testing.assert_array_equal(compiled(x), 3 * np.ones(x.shape))
+
+
+def test_a_call_has_derivatives_and_an_ordinary_vmap() -> None:
+    assert float(jax.grad(lambda x: jnp.sum(twice(x) ** 2))(jnp.ones(3))[0]) == 8.0
+    np.testing.assert_array_equal(jax.vmap(twice)(jnp.ones((2, 3))), 2 * np.ones((2, 3)))
+
+
+def test_what_xla_would_split_stays_where_it_is_under_the_flag(monkeypatch) -> None:
+    large, small = np.zeros(SPLIT // 8), np.zeros(SPLIT // 80)
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    assert fits([large])
+    monkeypatch.setenv("XLA_FLAGS", FLAGS)
+    assert fits([small])
+    assert not fits([large])
+    assert not fits([np.zeros((2, SPLIT // 40), np.int32), np.zeros(2)])
+    places = np.zeros((2, 1000), np.int32)
+    assert fits([places, np.zeros((10, 8))], [False, True], 8)
+    assert not fits([places, np.zeros((10, 64))], [False, True], 64)
