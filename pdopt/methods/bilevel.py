@@ -284,17 +284,17 @@ class LVHBA:
 
     def step(self, view: BilevelView, state: State) -> tuple[State, Visit]:
         """One iteration: the inner saddle step, then the outer one."""
+        sizes, penalty = state.sizes, self.penalty.at(state.clock)
         if view.kind == "user":  # rows may bend, and with them what a step may be
-            theta = state.outer.x._replace(lower=state.inner.x)
-            norms = view.norms(Pair(theta, state.inner.y), state.sizes.norms, 1)
-            state = state._replace(sizes=self.sizes(view, norms, self.penalty.at(state.clock)))
-        inner = self.inner_step(view, state.outer, state.inner, state.sizes.eta)
-        parts = self.outer_parts(view, inner, self.penalty.at(state.clock), state.sizes)
-        outer, memory = saddle_step(parts, state.sizes.beta, state.outer, Memory(state.shadow))
+            around = state.inner._replace(x=state.outer.x._replace(lower=state.inner.x))
+            sizes = self.sizes(view, view.norms(around, sizes.norms, 1), penalty)
+        inner = self.inner_step(view, state.outer, state.inner, sizes.eta)
+        parts = self.outer_parts(view, inner, penalty, sizes)
+        outer, memory = saddle_step(parts, sizes.beta, state.outer, Memory(state.shadow))
         clock = state.clock._replace(count=state.clock.count + 1)
         # The clock is part of the visit: a stage that has come to rest is no end of the run.
         visit = Visit(Pair((state.outer.x, state.clock), state.inner.y), Pair((outer.x, clock), inner.y))
-        return state._replace(outer=outer, inner=inner, shadow=memory.primal, clock=clock), visit
+        return State(outer, inner, memory.primal, clock, sizes, state.marks), visit
 
     def pair(self, view: BilevelView, state: State, visit: Visit) -> Pair:
         """(x, y) with the inner multipliers; at the end of a stage the extrapolated one, put back into C and Z."""
