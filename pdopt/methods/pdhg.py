@@ -7,7 +7,7 @@ with `tau = eta / omega` and `sigma = eta omega`.
 The iterate carries its violation, `x = Image(point, v(point))`: extrapolating both is extrapolating v (v is affine),
 so one product with A and one with A' make a step, and what a step size or a restart wants to know (`<dy, dv>`) costs
 none. Around the step: reflected Halpern (Lu, Yang 2024), restarts on the fixed-point error and a primal weight
-(cuPDLPx), and the step size of PDLP (Applegate et al. 2021) taken inside the epoch.
+(cuPDLPx), restarts to Anderson means, and the step size of PDLP (Applegate et al. 2021) taken inside the epoch.
 
 A quadratic objective, whose step bounds its curvature, is a view: `problems/quadratic_saddle.py`.
 
