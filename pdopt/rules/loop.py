@@ -24,11 +24,11 @@ class Method(Protocol):
 
     Optional: `direction` (methods that can meet rays); `block(view, state, steps) -> (state, visit)`, the same steps at
     once where they share work; `idles`, that `block` may take none: the start is then judged by the code that judges
-    every other pair, which compiles once; `stalled(state)`, whether rounding keeps the method from going on;
-    `judged(view, state, visit, found) -> (state, status)` in place of `check` where the next state depends on how good
-    the pair is, with a status of its own (RUNNING for none); `width(problem)`, how many members of a `vmap` a CPU takes
-    at a time (`runtime/batching.py`; None: all). A step may leave a view with `rests` where it is, which then ends
-    nothing.
+    every other pair, which compiles once; `early`, iterations up to which checks come twice as often;
+    `stalled(state)`, whether rounding keeps the method from going on; `judged(view, state, visit, found) ->
+    (state, status)` in place of `check` where the next state depends on how good the pair is, with a status of its own
+    (RUNNING for none); `width(problem)`, how many members of a `vmap` a CPU takes at a time (`runtime/batching.py`;
+    None: all). A step may leave a view with `rests` where it is, which then ends nothing.
     """
 
     every: int
@@ -95,6 +95,11 @@ def begin(judge: Any, view: Any, method: Any, start: Pair | None, tolerance: Any
     return Carry(state, kept, optimality, status, done, optax.tree.zeros_like(kept), table)
 
 
+def _short(method: Any) -> int:
+    """Steps between the first checks: half of `every`."""
+    return max(method.every // 2, 1)
+
+
 def _unknown(judge: Any, pair: Pair) -> Optimality:
     """In place of a judgement to come: zeros, and no residual known."""
     shapes = jax.eval_shape(judge.optimality, pair)
@@ -111,7 +116,10 @@ def advance_until(judge: Any, view: Any, method: Any, carry: Carry, until: Any, 
     def block(carry: Carry) -> Carry:
         # Plain steps, then one whose visit is looked at; none before the start is judged.
         first = carry.iterations < 0
-        steps = jnp.where(first, 0, jnp.clip(limit - carry.iterations, 1, method.every))
+        every = method.every
+        if getattr(method, "early", 0):
+            every = jnp.where(carry.iterations < method.early, _short(method), every)
+        steps = jnp.where(first, 0, jnp.clip(limit - carry.iterations, 1, every))
         state, visit = _steps(view, method, carry.state, steps)
         return _checked(judge, view, method, carry, state, visit, steps, tolerance, limit)
 
@@ -132,12 +140,17 @@ def advance_unrolled(judge: Any, view: Any, method: Any, carry: Carry, tolerance
         after = _checked(judge, view, method, carry, state, visit, jnp.int32(steps), tolerance, limit)
         return optax.tree.where(carry.status == Status.RUNNING, after, carry)
 
-    whole, rest = divmod(limit, method.every)
+    short = _short(method)
+    soon = min(limit // short, -(-getattr(method, "early", 0) // short))
+    whole, rest = divmod(limit - soon * short, method.every)
     full = jax.checkpoint(lambda carry: block(carry, method.every))
     if getattr(method, "idles", False):
         visit = method.block(view, carry.state, 0)[1]
         carry = _checked(judge, view, method, carry, carry.state, visit, jnp.int32(0), tolerance, limit)
     carry = carry._replace(optimality=lax.stop_gradient(carry.optimality))
+    if soon:
+        half = jax.checkpoint(lambda carry: block(carry, short))
+        carry = lax.scan(lambda c, _: (half(c), None), carry, length=soon)[0]
     carry = lax.scan(lambda c, _: (full(c), None), carry, length=whole)[0]
     return block(carry, rest) if rest else carry
 
@@ -170,7 +183,7 @@ def _checked(
         status = jnp.where((status == Status.RUNNING) | (status == Status.ITERATION_LIMIT) & (own > 0), own, status)
     else:
         after = method.check(view, state, visit)
-    # A run that is resumed with a later limit goes on as if it had not stopped, but where the answer is made of the state.
+    # A run resumed with a later limit goes on as if it had not stopped, but where the answer is made of the state.
     onward = (status == Status.RUNNING) | (status == Status.ITERATION_LIMIT) & whole
     state = _either(onward & ~first, after, state)
     history = _remember(carry.history, found, iterations, ~first)
@@ -262,6 +275,6 @@ def _remember(history: History, found: Optimality, iterations: Any, counts: Any)
     rows = jnp.where(full, thinned, history.rows)
     used = jnp.where(full, half, history.used)
     stride = jnp.where(full, 2 * history.stride, history.stride)
-    due = counts & (history.seen % stride == 0) & (used < capacity)
+    due = counts & (lax.rem(history.seen, stride) == 0) & (used < capacity)
     rows = jnp.where(due, lax.dynamic_update_slice(rows, row[None], (used, jnp.int32(0))), rows)
     return History(rows, used + due.astype(jnp.int32), stride, history.seen + counts.astype(jnp.int32))

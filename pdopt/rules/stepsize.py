@@ -48,7 +48,7 @@ class Movement(NamedTuple):
         Unlike the residuals of the certificate it is never exactly 0 on one side where every variable is boxed.
         """
         tiny = jnp.finfo(self.primal.dtype).tiny
-        return 0.5 * (jnp.log(self.dual + tiny) - jnp.log(self.primal + tiny)) - 2 * jnp.log(omega)
+        return 0.5 * jnp.log((self.dual + tiny) / (self.primal + tiny) / omega**4)
 
     def limit(self, omega: Any) -> Any:
         """The largest admissible eta that this step met; infinite where nothing crossed."""
