@@ -24,14 +24,17 @@ from pdopt.types import record
 
 
 class Past(NamedTuple):
-    """The last points of an epoch with their residuals, the latest first.
+    """The last points of an epoch with their residuals.
 
-    A row holds a point and its residual, flat; one array, since each would be a kernel to compile. `seen` counts the
-    checks of the epoch, and `bound` is what the error may be after a jump (infinite: none is on trial); until then the
-    first row is where it came from.
+    A row holds a point and its residual, flat; one array, since each would be a kernel to compile, written in a circle:
+    `place` is where the latest is, and `gram` has the inner products of the residuals. `seen` counts the checks of the
+    epoch, and `bound` is what the error may be after a jump (infinite: none is on trial); until then the latest row is
+    where it came from.
     """
 
     rows: Any
+    gram: Any
+    place: Any
     seen: Any
     bound: Any
 
@@ -64,9 +67,8 @@ class Anderson:
         >>> past = rule.init(jnp.zeros(2), jnp.zeros(2))
         >>> for z in (jnp.array([0.0, 4.0]), jnp.array([1.0, 3.0])):
         ...     past = past._replace(seen=past.seen + 1)
-        ...     rows, weights, total, _ = rule.stored(past, jnp.concatenate([z / 2 + 1, 1 - z / 2]), 2)
-        ...     past = past._replace(rows=rows)
-        >>> print((weights @ rows / total)[:2].round(3))
+        ...     past, weights, total, _ = rule.stored(past, lambda: jnp.concatenate([z / 2 + 1, 1 - z / 2]), 2, True)
+        >>> print((weights @ past.rows / total)[:2].round(3))
         [2. 2.]
     """
 
@@ -91,32 +93,52 @@ class Anderson:
     def init(self, point: Any, residual: Any) -> Past:
         """An empty past of trees like these."""
         row = jax.eval_shape(_flat, (point, residual))
-        infinite = jnp.full((), jnp.inf, row.dtype)
-        return Past(jnp.zeros((self.memory, *row.shape), row.dtype), jnp.int32(0), infinite)
+        infinite, size = jnp.full((), jnp.inf, row.dtype), self.memory
+        rows, gram = jnp.zeros((size, *row.shape), row.dtype), jnp.zeros((size, size), row.dtype)
+        return Past(rows, gram, jnp.int32(size - 1), jnp.int32(0), infinite)
 
-    def stored(self, past: Past, row: Any, size: int) -> tuple[Any, Any, Any, Any]:
-        """The rows with one more, weights of the best mean, their sum, the mean's residual as a share of the row's.
+    def stored(self, past: Past, row: Callable[[], Any], size: int, due: Any) -> tuple[Past, Any, Any, Any]:
+        """The past with one row more where it is `due`; weights of the best mean, their sum, its residual's share.
 
         Args:
             past: its `seen` counts this check.
-            size: entries of a point; what follows them in a row is its residual. The share is of squares.
+            row: makes the row.
+            size: entries of a point; what follows them in a row is its residual. The share is of squares, of the
+                latest residual's; infinite where none is due.
         """
-        rows = jnp.concatenate([row[None], past.rows[:-1]])
-        residuals = lax.stop_gradient(rows[:, size:])
-        gram = residuals @ residuals.T
-        place = jnp.arange(self.memory)
-        known, own = (place + 1) * self.spacing <= past.seen, place[:, None] == place
-        unit = 1 + max(self.regularisation, 8 * float(jnp.finfo(gram.dtype).eps))
-        # A place that holds nothing has a row and column of its own, and no weight.
-        system = jnp.where(own, jnp.where(known, unit * gram, 1), jnp.where(known & known[:, None], gram, 0))
-        weights = _eliminated(jnp.concatenate([system, known[:, None].astype(gram.dtype)], 1))
-        total = jnp.sum(weights)
-        # The mean's residual is 1 / (1' H^-1 1) in square.
-        return rows, weights, total, 1 / (total * gram[0, 0])
+        place = lax.rem(past.place + jnp.asarray(due, jnp.int32), jnp.int32(self.memory))
+        old = lax.dynamic_index_in_dim(past.rows, place, keepdims=False)
+        # Written where it belongs: the rows themselves would be copied by every branch that they go through.
+        rows = lax.dynamic_update_slice_in_dim(past.rows, lax.cond(due, row, lambda: old)[None], place, 0)
+        order = jnp.arange(self.memory, dtype=place.dtype)
+
+        def best() -> tuple[Any, Any, Any, Any]:
+            held = lax.stop_gradient(rows)
+            latest = lax.dynamic_index_in_dim(held, place, keepdims=False)
+            own = held @ jnp.where(jnp.arange(latest.size) < size, 0, latest)
+            line, column = order == place, order[:, None] == place
+            gram = jnp.where(line, own[:, None], jnp.where(column, own[None], past.gram))
+            age = lax.rem(place - order + self.memory, jnp.int32(self.memory))
+            known, diagonal = (age + 1) * self.spacing <= past.seen, order[:, None] == order
+            unit = 1 + max(self.regularisation, 8 * float(jnp.finfo(gram.dtype).eps))
+            # A place that holds nothing has a row and column of its own, and no weight.
+            between = jnp.where(known & known[:, None], gram, 0)
+            system = jnp.where(diagonal, jnp.where(known, unit * gram, 1), between)
+            weights = _eliminated(jnp.concatenate([system, known[:, None].astype(gram.dtype)], 1))
+            total = jnp.sum(weights)
+            # The mean's residual is 1 / (1' H^-1 1) in square.
+            return gram, weights, total, 1 / (total * jnp.sum(jnp.where(line, own, 0)))
+
+        def none() -> tuple[Any, Any, Any, Any]:
+            one = jnp.ones_like(past.bound)
+            return past.gram, (order == place).astype(one.dtype), one, jnp.inf * one
+
+        gram, weights, total, share = lax.cond(due, best, none)
+        return past._replace(rows=rows, gram=gram, place=place), weights, total, share
 
     def begun(self, past: Past, jump: Jump, error: Any) -> Past:
         """The past at the start of an epoch: what it holds says nothing of the map to come, and a jump is on trial."""
-        return Past(past.rows, jnp.int32(0), jnp.where(jump.taken, self.trust * error, jnp.inf))
+        return past._replace(seen=jnp.int32(0), bound=jnp.where(jump.taken, self.trust * error, jnp.inf))
 
     def look(
         self, past: Past, point: Any, residual: Callable[[], Any], accepted: Any, ends: Any, error: Any, epoch: Any
@@ -134,20 +156,14 @@ class Anderson:
         past = past._replace(seen=past.seen + accepted.astype(jnp.int32))
         due = accepted & ~back & (lax.rem(past.seen, jnp.int32(self.spacing)) == 0)
         size = sum(leaf.size for leaf in jax.tree.leaves(point))
-        one = jnp.ones_like(error)
-        latest = jnp.asarray(np.eye(1, self.memory)[0], one.dtype)
-        rows, weights, total, share = lax.cond(
-            due,
-            lambda: self.stored(past, _flat((point, residual())), size),
-            lambda: (past.rows, latest, one, jnp.inf * one),
-        )
+        past, weights, total, share = self.stored(past, lambda: _flat((point, residual())), size, due)
         aim = jnp.minimum(self.gain, self.sufficient * epoch.first / error)
         enough = jnp.where(ends, jnp.maximum(aim, self.spare), aim)
         several = past.seen > 2 * self.spacing
         taken = (epoch.restarts > 0) & several & (share <= enough * enough)
         # The first check after a jump has judged it.
-        past = past._replace(rows=rows, bound=jnp.inf * one)
-        return past, Jump(taken, back, partial(_like, point, weights, total, rows))
+        past = past._replace(bound=jnp.full_like(past.bound, jnp.inf))
+        return past, Jump(taken, back, partial(_like, point, weights, total, past.rows))
 
 
 def _flat(tree: Any) -> Any:

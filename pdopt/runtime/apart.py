@@ -19,12 +19,13 @@ import numpy as np
 from jax.experimental.xla_metadata import set_xla_metadata
 
 MARK = "inlineable"  # the attribute of a call that XLA's inliner reads
+LEAST = 2**13  # bytes of arguments below which a call costs more than it saves
 SPLIT = 2**19  # bytes that a kernel moves from which XLA splits it between two threads
 ONE_KERNEL = "small_while_loop_byte_threshold"  # of XLA_FLAGS
 
 
 def apart(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` of pytrees of arrays, kept apart from what calls it where the backend is a CPU.
+    """`function` of pytrees of arrays, kept apart from what calls it where the backend is a CPU and they are not small.
 
     Example:
         >>> import jax.numpy as jnp
@@ -35,7 +36,9 @@ def apart(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def call(*arguments: Any) -> Any:
-        if jax.default_backend() != "cpu" or not fits(jax.tree.leaves(arguments)):
+        leaves = jax.tree.leaves(arguments)
+        large = sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in leaves) >= LEAST
+        if jax.default_backend() != "cpu" or not large or not fits(leaves):
             return function(*arguments)
         with set_xla_metadata(**{MARK: "false"}):
             return compiled(*arguments)

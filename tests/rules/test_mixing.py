@@ -65,8 +65,9 @@ def test_the_mean_is_the_one_of_least_residual():
         np.testing.assert_allclose(jump.point, expected, rtol=1e-5)
         share = np.linalg.norm(residuals[-1] + steps @ weights) / np.linalg.norm(residuals[-1])
         row = jnp.concatenate([points[-1], residuals[-1]])
-        rows, _, _, square = RULE.stored(before._replace(seen=past.seen), row, 5)
-        np.testing.assert_array_equal(rows, past.rows)
+        again, _, _, square = RULE.stored(before._replace(seen=past.seen), lambda: row, 5, True)
+        np.testing.assert_array_equal(again.rows, past.rows)
+        np.testing.assert_allclose(past.gram, residuals @ residuals.T, rtol=1e-12)
         np.testing.assert_allclose(np.sqrt(square), share, rtol=1e-6)
 
 
@@ -106,7 +107,7 @@ def test_points_are_kept_apart_by_the_spacing():
     with jax.enable_x64(True):
         past, _ = looked(Anderson(memory=4, spacing=3), points, residuals)
         kept = np.concatenate([points, residuals], 1)
-        np.testing.assert_array_equal(past.rows, [kept[5], kept[2], 0 * kept[0], 0 * kept[0]])
+        np.testing.assert_array_equal(past.rows, [kept[2], kept[5], 0 * kept[0], 0 * kept[0]])
         assert int(past.seen) == 6
 
 

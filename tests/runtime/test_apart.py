@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pdopt.runtime.apart import ONE_KERNEL, SPLIT, apart, fits
+from pdopt.runtime.apart import LEAST, ONE_KERNEL, SPLIT, apart, fits
 from pdopt.runtime.batching import minor
 
 FLAGS = f"--xla_backend_extra_options=xla_cpu_{ONE_KERNEL}=1"
@@ -18,9 +18,12 @@ def twice(x: jax.Array) -> jax.Array:
 def test_a_call_survives_in_the_compiled_program_and_in_that_of_a_batch(monkeypatch) -> None:
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     program = lambda x: twice(x + 1) - 1
-    for function, x in ((program, jnp.ones(3)), (jax.vmap(minor(program)), jnp.ones((2, 3)))):
+    for function, shape, held in (
+        (program, (LEAST // 4,), True), (jax.vmap(minor(program)), (2, LEAST // 4), True), (program, (3,), False),
+    ):  # fmt: skip
+        x = jnp.ones(shape, jnp.float32)
         compiled = jax.jit(function).lower(x).compile()
-        assert " call(" in compiled.as_text()
+        assert (" call(" in compiled.as_text()) is held
         np.testing.assert_array_equal(compiled(x), 3 * np.ones(x.shape))
 
 
