@@ -119,7 +119,7 @@ def _judge(solution: Any, C: np.ndarray, best: float) -> dict[str, Any]:
 
 
 def _large(n: int, options: Options, say: Any) -> dict[str, Any]:
-    """One large problem by the default: arrays of the compiled solve, time without compiling, and peers."""
+    """One large problem by the plain steps: arrays of the compiled solve, time without compiling, and peers."""
     import jax
     from scipy.optimize import linear_sum_assignment
 
