@@ -39,7 +39,7 @@ class Sliced:
         """`A' y`."""
         return multiply(self.adjoint, y)
 
-    def inner(self, a: Change, b: Change) -> Any:
+    def vdot(self, a: Change, b: Change) -> Any:
         """`a'b`, for the vectors beside the products."""
         return inner(a, b)
 

@@ -172,7 +172,7 @@ class LinearSaddle:
 
     def stride(self, x: Any, y: Any, step: Any) -> Any:
         """`prox(x - step gradient(x, y))`: made once and stored, where the operator takes its vectors apart."""
-        if not hasattr(self.operator, "inner"):
+        if not hasattr(self.operator, "vdot"):
             return self.prox(x - step * self.gradient(x, y), step)
         return _stride(x, self.c, self.operator.rmatvec(y), self.lower, self.upper, step)
 
@@ -190,8 +190,8 @@ class LinearSaddle:
 
     def inner(self, a: Change, b: Change) -> Any:
         """`a'b` of two changes that a step made, where the operator has its own way with vectors."""
-        if hasattr(self.operator, "inner"):
-            return self.operator.inner(a, b)
+        if hasattr(self.operator, "vdot"):
+            return self.operator.vdot(a, b)
         return jnp.vdot(a.after - a.before, b.after - b.before)
 
     def norm(self, limit: int = POWER_ITERATIONS) -> Any:

@@ -67,7 +67,7 @@ def test_the_value_has_the_multipliers_as_derivative_in_a_batch():
 
     def value(shift):
         low = jnp.asarray(d["row_lower"]).at[jnp.array(k)].add(shift)
-        return pdopt.solve(pdopt.ConicProgram(**d | {"row_lower": low}), tolerance=1e-9)
+        return pdopt.solve(pdopt.ConicProgram(**d | {"row_lower": low}), tolerance=1e-10)
 
     step = 1e-4
     shifts = jnp.array([[0.0, 0, 0], [step, 0, 0], [-step, 0, 0], [0, 0, step], [0, 0, -step]])
