@@ -130,7 +130,7 @@ def _large(n: int, options: Options, say: Any) -> dict[str, Any]:
     problem, chosen = pdopt.Transport(C), pdopt.PDHG.lean()
     given = checked_options(problem, GAP, LIMIT, "none", 0)
     before = time.process_time()
-    compiled = _solve.lower(problem, chosen, None, *given, "none", 0).compile()
+    compiled = _solve.plain.lower(problem, chosen, None, *given, "none", 0).compile()
     compiling = time.process_time() - before
     sizes: Any = compiled.memory_analysis()
     arrays = (

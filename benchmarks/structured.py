@@ -121,7 +121,7 @@ def _ours(C: np.ndarray, a: np.ndarray, b: np.ndarray, side: str) -> dict[str, A
         )
         problem = pdopt.Transport(C, a, b, dtype=jnp.float64)
         given = checked_options(problem, TOLERANCE, 1, "none", 0)
-        sizes: Any = _solve.lower(problem, method, None, *given, "none", 0).compile().memory_analysis()
+        sizes: Any = _solve.plain.lower(problem, method, None, *given, "none", 0).compile().memory_analysis()
         whole(problem, 1)
         start = time.process_time()
         solution = whole(problem, 1_000_000)

@@ -27,6 +27,7 @@ from pdopt.reports import Report, Seconds
 from pdopt.rules.loop import Carry, advance_until, completed
 from pdopt.runtime.chunks import Pace
 from pdopt.runtime.interrupts import StopFlag, stop_flag
+from pdopt.runtime.light import compiled
 from pdopt.runtime.precision import precision_scope
 from pdopt.runtime.progress import COLUMNS, IterationLog, Progress, Silent
 from pdopt.saving import Saver, open_folder
@@ -166,12 +167,15 @@ class _Program:
     def __init__(self, problem: Any, method: Any, start: Pair | None, tolerance: Any, limit: Any, history: int) -> None:
         self.problem, self.method, self.tolerance, self.limit = problem, method, tolerance, limit
         self._given = (problem, method, start, tolerance, history)
-        shapes = jax.eval_shape(partial(_begin, history=history), *self._given[:4])
-        self._advance, self._places = _chunk, None
+        shapes = jax.eval_shape(partial(_begun, history=history), *self._given[:4])
+        self._begin, self._advance, self._finish = (
+            f.fitting(problem, method, start) for f in (_BEGIN, _CHUNK, _FINISH)
+        )
+        self._places = None
         if any(len(getattr(leaf, "devices", set)()) > 1 for leaf in jax.tree.leaves(problem)):
             # Over a mesh a carry keeps its places from chunk to chunk: left free, XLA would choose them anew for every
             # chunk, and compile another for what it chose. A ray begins as zeros, which have no place of their own.
-            judge, view, carry = _begin.lower(*self._given).compile().output_shardings
+            judge, view, carry = self._begin.lower(*self._given).compile().output_shardings
             self._places = carry._replace(ray=carry.pair)
             self._advance = jax.jit(_advanced, donate_argnames=("carry",), out_shardings=self._places)
             placed = lambda like, at: jax.ShapeDtypeStruct(like.shape, like.dtype, sharding=at)
@@ -180,15 +184,15 @@ class _Program:
 
     def compile(self) -> None:
         """Compile all three; the calls that follow find the programs made."""
-        _begin.lower(*self._given).compile()
+        self._begin.lower(*self._given).compile()
         count = jax.ShapeDtypeStruct((), np.int32)
         given = (self._judge, self._view, self.method, self.template, count, self.tolerance, self.limit)
         self._advance.lower(*given).compile()
-        _finish.lower(self.problem, self._view, self.method, self.template, self.tolerance).compile()
+        self._finish.lower(self.problem, self._view, self.method, self.template, self.tolerance).compile()
 
     def begin(self) -> Carry:
         """The first carry; from here on the judge and the view are arrays."""
-        self._judge, self._view, carry = _begin(*self._given)
+        self._judge, self._view, carry = self._begin(*self._given)
         return self._placed(carry)
 
     def chunk(self, carry: Carry, until: int) -> Carry:
@@ -197,7 +201,7 @@ class _Program:
 
     def finish(self, carry: Carry) -> Solution:
         """The solution, its status and iterations on the host."""
-        solution = _finish(self.problem, self._view, self.method, self._placed(carry), self.tolerance)
+        solution = self._finish(self.problem, self._view, self.method, self._placed(carry), self.tolerance)
         count = np.asarray(solution.iterations)
         return solution.replace(status=np.asarray(solution.status), iterations=count)
 
@@ -217,8 +221,7 @@ class _Program:
         return carry if self._places is None else jax.device_put(carry, self._places)
 
 
-@partial(jax.jit, static_argnames=("history",))
-def _begin(problem: Any, method: Any, start: Any, tolerance: Any, history: int) -> tuple[Any, Any, Carry]:
+def _begun(problem: Any, method: Any, start: Any, tolerance: Any, history: int) -> tuple[Any, Any, Carry]:
     judge, view, carry = prepare(problem, method, start, tolerance, history)
     # The barrier keeps the user's own arrays out of the carry, which the chunks donate.
     return judge, view, jax.lax.optimization_barrier(carry)
@@ -228,12 +231,13 @@ def _advanced(judge: Any, view: Any, method: Any, carry: Carry, until: Any, tole
     return advance_until(judge, view, method, carry, until, tolerance, limit)
 
 
-_chunk = jax.jit(_advanced, donate_argnames=("carry",))
-
-
-@jax.jit
-def _finish(problem: Any, view: Any, method: Any, carry: Carry, tolerance: Any) -> Solution:
+def _finished(problem: Any, view: Any, method: Any, carry: Carry, tolerance: Any) -> Solution:
     return finish(problem, completed(view, method, carry), tolerance)
+
+
+_BEGIN = compiled(_begun, static_argnames=("history",))
+_CHUNK = compiled(_advanced, donate_argnames=("carry",))
+_FINISH = compiled(_finished)
 
 
 class _Look(NamedTuple):

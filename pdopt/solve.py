@@ -40,6 +40,7 @@ from pdopt.problems.transport import Transport
 from pdopt.rules.implicit import GRADIENTS, envelope, guard, smooth_envelope
 from pdopt.rules.loop import Carry, advance_unrolled, advance_until, begin, completed
 from pdopt.runtime.batching import minor
+from pdopt.runtime.light import compiled
 from pdopt.runtime.precision import as_array, precision_scope
 from pdopt.types import Pair, Solution
 
@@ -169,7 +170,8 @@ def solve(
         first = checked_start(problem, start)
         if gradient == "unrolled":
             return _unrolled(problem, method, first, options[0], unrolled_steps(method, max_iterations), history)
-        return _solve(problem, method, first, *options, gradient, history)
+        given = (problem, method, first, *options)
+        return _solve.fitting(*given)(*given, gradient, history)
 
 
 def checked_options(problem: Any, tolerance: Any, max_iterations: Any, gradient: str, history: int) -> tuple[Any, Any]:
@@ -289,8 +291,7 @@ def _unrolled(problem: Any, method: Any, start: Any, tolerance: Any, limit: int,
     return dataclasses.replace(still, pair=solution.pair, objective=problem.objective(solution.x))
 
 
-@partial(jax.jit, static_argnames=("gradient", "history"))
-def _solve(problem: Any, method: Any, start: Any, tolerance: Any, limit: Any, gradient: str, history: int) -> Solution:
+def _solved(problem: Any, method: Any, start: Any, tolerance: Any, limit: Any, gradient: str, history: int) -> Solution:
     still = jax.lax.stop_gradient((problem, method, start, tolerance))
     width = method.width(problem) if hasattr(method, "width") else None
     carry, solution = minor(partial(_iterated, history=history), width)(*still, limit)
@@ -314,3 +315,6 @@ def _solve(problem: Any, method: Any, start: Any, tolerance: Any, limit: Any, gr
     objective = envelope(solution.objective, lagrangian, problem)
     floats = [leaf for leaf in jax.tree.leaves(problem) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     return dataclasses.replace(solution, objective=objective, pair=guard(solution.pair, floats))
+
+
+_solve = compiled(_solved, static_argnames=("gradient", "history"))

@@ -15,7 +15,7 @@ from pdopt.errors import CheckpointError, InvalidOption, InvalidProblem, Unsuppo
 from pdopt.methods.pdhg import PDHG
 from pdopt.problems.linear import LinearProgram
 from pdopt.rules.acceleration import Halpern
-from pdopt.run import _chunk, run, timed_run
+from pdopt.run import _CHUNK, run, timed_run
 from pdopt.runtime.chunks import Pace
 from pdopt.runtime.precision import precision_scope
 from pdopt.runtime.progress import IterationLog
@@ -103,18 +103,18 @@ def test_equals_solve_bit_for_bit(method, dtype, tolerance):
 
 
 def test_chunk_lengths_change_no_bit_and_compile_nothing(lp, whole):
-    before = _chunk._cache_size()
+    before = _CHUNK.plain._cache_size()
     for pace in (STEADY, Pace(first=1, least=1e-12, most=1e12), Pace(first=100, least=0.1, most=0.2)):
         report = timed_run(lp, tolerance=TIGHT, pace=pace, clock=ticking(0.01))
         assert same_bits(report.solution, whole)
         assert report.signal is None
-    assert _chunk._cache_size() == before
+    assert _CHUNK.plain._cache_size() == before
 
 
 def test_new_data_tolerance_limit_and_settings_compile_nothing(lp, whole):
-    before = _chunk._cache_size()
+    before = _CHUNK.plain._cache_size()
     run(program(2), PDHG(acceleration=Halpern(0.5)), tolerance=1e-3, max_iterations=500)
-    assert _chunk._cache_size() == before
+    assert _CHUNK.plain._cache_size() == before
 
 
 def test_the_status_is_on_the_host_and_the_start_is_not_donated(lp, whole):

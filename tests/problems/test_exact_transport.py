@@ -169,7 +169,7 @@ def test_three_arrays_of_the_size_of_the_cost(method):
     C = jnp.zeros((n, n), jnp.float32)
     problem = pdopt.Transport(C)
     options = checked_options(problem, 1e-4, 1000, "implicit", 0)
-    compiled = _solve.lower(problem, method, None, *options, "implicit", 0).compile()
+    compiled = _solve.plain.lower(problem, method, None, *options, "implicit", 0).compile()
     sizes = compiled.memory_analysis()
     if sizes is None:
         pytest.skip("this backend reports no memory analysis")

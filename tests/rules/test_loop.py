@@ -164,7 +164,7 @@ def program(seed=0, upper=1.0, dtype=jnp.float32):
 
 
 def test_new_data_and_new_floats_compile_once():
-    before = _solve._cache_size()
+    before = _solve.plain._cache_size()
     for k in range(3):
         method = pdopt.PDHG(
             Halpern(0.7 + 0.1 * k),
@@ -173,9 +173,9 @@ def test_new_data_and_new_floats_compile_once():
             PrimalWeight(0.5 + 0.1 * k),
         )
         pdopt.solve(program(k), method, tolerance=10.0 ** (-3 - 0.2 * k), max_iterations=100 + k)
-    assert _solve._cache_size() == before + 1
+    assert _solve.plain._cache_size() == before + 1
     pdopt.solve(program(0), pdopt.PDHG(every=32), max_iterations=64)  # a static setting does compile
-    assert _solve._cache_size() == before + 2
+    assert _solve.plain._cache_size() == before + 2
 
 
 @pytest.mark.slow
