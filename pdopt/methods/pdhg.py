@@ -284,6 +284,10 @@ class PDHG:
         drift = optax.tree.sub(visit.after, before)
         return Pair(drift.x.point, drift.y)
 
+    def shared(self, state: State, after: State) -> State:
+        """The state before a check, with the row that the check wrote: it is written over before it is read."""
+        return state._replace(past=state.past._replace(rows=after.past.rows)) if state.past else state
+
     def check(self, view: Any, state: State, visit: Visit) -> State:
         """Restart and move the primal weight where the rules say so.
 
@@ -307,13 +311,15 @@ class PDHG:
                 weight = optax.tree.where(jump.back, state.weight, weight)
                 point = optax.tree.where(jump.taken | jump.back, jump.point(), end)
                 kept = mixer.begun(past, jump, error)
-            return self.acceleration.init(point), weight, self.restart.update(state.epoch, True, error), kept
+            return self.acceleration.init(point), weight, self.restart.update(state.epoch, True, error), bare(kept)
 
         def go_on() -> tuple[Track, Weight, Epoch, Any]:
-            return state.track, state.weight, self.restart.update(state.epoch, False, error), past
+            return state.track, state.weight, self.restart.update(state.epoch, False, error), bare(past)
 
+        bare = lambda past: past._replace(rows=()) if past else ()  # a branch would copy the rows
         over = ends if jump is None else ends | jump.taken | jump.back
-        track, weight, epoch, past = lax.cond(over, begin, go_on)
+        track, weight, epoch, kept = lax.cond(over, begin, go_on)
+        past = kept._replace(rows=past.rows) if past else ()
         if not self.stepsize.adapts:
             after, _ = self._map(view, state.size, weight.omega)(track.point, Memory())
             first = movement(view, Visit(track.point, after)).error(state.size.eta, weight.omega)

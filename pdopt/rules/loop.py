@@ -27,8 +27,9 @@ class Method(Protocol):
     every other pair, which compiles once; `early`, iterations up to which checks come twice as often;
     `stalled(state)`, whether rounding keeps the method from going on; `judged(view, state, visit, found) ->
     (state, status)` in place of `check` where the next state depends on how good the pair is, with a status of its own
-    (RUNNING for none); `width(problem)`, how many members of a `vmap` a CPU takes at a time (`runtime/batching.py`;
-    None: all). A step may leave a view with `rests` where it is, which then ends nothing.
+    (RUNNING for none); `shared(state, after)`, the state before a check with the buffers that the check has written to;
+    `width(problem)`, how many members of a `vmap` a CPU takes at a time (`runtime/batching.py`; None: all). A step may
+    leave a view with `rests` where it is, which then ends nothing.
     """
 
     every: int
@@ -185,14 +186,25 @@ def _checked(
         after = method.check(view, state, visit)
     # A run resumed with a later limit goes on as if it had not stopped, but where the answer is made of the state.
     onward = (status == Status.RUNNING) | (status == Status.ITERATION_LIMIT) & whole
+    if hasattr(method, "shared"):
+        state = method.shared(state, after)
     state = _either(onward & ~first, after, state)
     history = _remember(carry.history, found, iterations, ~first)
     return Carry(state, best, optimality, status, iterations, ray, history)
 
 
 def _either(first: Any, one: Any, other: Any) -> Any:
-    """`one` where `first`, else `other`: a branch is copied, where each select would be a kernel to compile."""
-    return lax.cond(first, lambda: one, lambda: other)
+    """`one` where `first`, else `other`: a branch is copied, where each select would be a kernel to compile.
+
+    What is the same array in both stays where it is.
+    """
+    ones, structure = jax.tree.flatten(one)
+    others = structure.flatten_up_to(other)
+    differ = [k for k, (a, b) in enumerate(zip(ones, others)) if a is not b]
+    chosen = lax.cond(first, lambda: [ones[k] for k in differ], lambda: [others[k] for k in differ])
+    for k, leaf in zip(differ, chosen):
+        ones[k] = leaf
+    return structure.unflatten(ones)
 
 
 def _steps(view: Any, method: Any, state: Any, steps: Any) -> tuple[Any, Visit]:
