@@ -4,6 +4,7 @@
     Relaxed      z' = z + omega (T z - z)                                          (Krasnoselskii, Mann)
     Averaged     z' = T z, and the weighted mean of all T z is kept beside it      (ergodic PDHG)
     Halpern      z' = w ((1 + rho) T z - rho z) + (1 - w) z0,  w = (k+1)/(k+2)     (Lu, Yang 2024, arXiv 2407.16144)
+    Ahead        the same z'; what is judged is T of the point reached, made for the check alone
 
 `extragradient` is the other wrapper: it calls its map twice, and needs one that can be told where to look.
 
@@ -203,6 +204,14 @@ class Halpern:
     def best(self, track: Track, visit: Visit) -> Pair:
         """The un-reflected `T z`, which lies in the sets."""
         return visit.after
+
+
+@record
+class Ahead(Halpern):
+    """Halpern's iteration for points too large to be kept four times: all that is stored is the point and its anchor.
+
+    No step keeps its `T z`: a check looks one step ahead of the point, at a `T z` that the state alone makes again.
+    """
 
 
 def extragradient(T: Any, pair: Pair, memory: Memory) -> tuple[Pair, Memory]:
