@@ -45,7 +45,6 @@ from pdopt.runtime.precision import as_array, precision_scope
 from pdopt.types import Pair, Solution
 
 MAX_ITERATIONS = 1_000_000
-ROOM = 2**24  # entries of a transport plan up to which a default may hold seven arrays of its size
 
 
 @singledispatch
@@ -89,12 +88,7 @@ def _(problem: Balancing) -> Balancer:
 def _(problem: Transport) -> Any:
     if isinstance(problem.regulariser, Quadratic | KSparse):
         return SemiDual()
-    if isinstance(problem.regulariser, Entropy):
-        return Sinkhorn()
-    n, m = problem.shape
-    # Restarted Halpern took a tenth to a thirtieth of the plain steps on random costs, and holds twice the arrays; the
-    # means that `Anderson` remembers gained nothing there and are twelve arrays more.
-    return PDHG(mixing=None) if n * m <= ROOM else PDHG.lean()
+    return Sinkhorn() if isinstance(problem.regulariser, Entropy) else PDHG.transport()
 
 
 @default_method.register

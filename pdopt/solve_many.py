@@ -77,9 +77,11 @@ def solve_many(
     starts = starts.pair if isinstance(starts, Solution) else starts
     if inner is not None:
         narrow = jnp.dtype(inner)
+        with precision_scope(problem):
+            asked = float(checked_options(problem, tolerance, None, "none", 0)[0])
         first = solve_many(
-            _cast(problem, narrow), changes, method, starts=starts, max_iterations=max_iterations, width=width,
-            tolerance=max(float(checked_options(problem, tolerance, None, "none", 0)[0]), 20 * jnp.finfo(narrow).eps),
+            _cast(problem, narrow), changes, method, starts=starts, tolerance=max(asked, 20 * jnp.finfo(narrow).eps),
+            max_iterations=max_iterations, width=width,
         )  # fmt: skip
         found = solve_many(
             problem, changes, method, starts=first.pair, tolerance=tolerance, max_iterations=max_iterations, width=width

@@ -10,8 +10,6 @@ none. Around the step: reflected Halpern (Lu, Yang 2024), restarts on the fixed-
 (cuPDLPx), restarts to Anderson means, and the step size of PDLP (Applegate et al. 2021) taken inside the epoch.
 
 A quadratic objective, whose step bounds its curvature, is a view: `problems/quadratic_saddle.py`.
-
-Not done here: feasibility polishing, presolve.
 """
 
 from functools import partial
@@ -28,14 +26,14 @@ from pdopt.operators.scaling import Scaling
 from pdopt.operators.sums import Change
 from pdopt.problems.transport_saddle import require_balanced
 from pdopt.problems.views import in_metric, saddle
-from pdopt.rules.acceleration import Averaged, Halpern, Lean, Plain, Relaxed, Track, check_averaged
+from pdopt.rules.acceleration import Ahead, Averaged, Halpern, Lean, Plain, Relaxed, Track, check_averaged
 from pdopt.rules.mixing import Anderson
 from pdopt.rules.restart import Epoch, FixedPointRestart, PrimalWeight, Weight
 from pdopt.rules.saddle import Parts, extrapolate, respond, row, saddle_step
 from pdopt.rules.stepsize import AdaptiveStep, ConstantStep, Movement, Size
 from pdopt.types import Memory, Pair, Steps, Visit, record
 
-ACCELERATIONS = {"halpern": Halpern, "averaged": Averaged, "relaxed": Relaxed, "plain": Plain, "lean": Lean}
+ACCELERATIONS = {rule.__name__.lower(): rule for rule in (Halpern, Averaged, Relaxed, Plain, Lean, Ahead)}
 
 
 class Image(NamedTuple):
@@ -66,7 +64,7 @@ class PDHG:
     Float settings are traced: a sweep over them is a `vmap` and one compilation.
 
     Attributes:
-        acceleration: `Halpern`, `Averaged`, `Relaxed`, `Plain` or `Lean`, or its lower-case name.
+        acceleration: `Halpern`, `Averaged`, `Relaxed`, `Plain`, `Lean` or `Ahead`, or its lower-case name.
         stepsize: `AdaptiveStep` or `ConstantStep`.
         restart: when an epoch ends; weight: how the primal weight moves then.
         mixing: where an epoch may end in a mean of its points (`Halpern` only), or None.
@@ -106,11 +104,9 @@ class PDHG:
         if not isinstance(self.every, int) or self.every < 1:
             raise InvalidOption(f"every is {self.every!r}; expected an integer >= 1")
         if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(self)):
-            self.stepsize.validate()
-            self.restart.validate()
-            self.weight.validate()
-            if self.mixing is not None:
-                self.mixing.validate()
+            for rule in (self.stepsize, self.restart, self.weight, self.mixing):
+                if rule is not None:
+                    rule.validate()
         check_averaged(self.acceleration, 0.5, "PDHG")
 
     @staticmethod
@@ -158,15 +154,29 @@ class PDHG:
         """
         return PDHG(**{"acceleration": Lean(), "every": 40, **settings})
 
+    @staticmethod
+    def transport(**settings: Any) -> "PDHG":
+        """The default engine with two plans in its state, the point and its anchor: what `solve` takes for transport.
+
+        Restarted Halpern took a tenth to a thirtieth of the iterations of plain steps on random costs. The means that
+        `Anderson` remembers gained nothing there and are twelve plans more.
+        """
+        return PDHG(**{"acceleration": Ahead(0.85), "mixing": None, **settings})
+
     @property
     def remakes(self) -> bool:
         """Whether `whole` makes the last judged pair from the state, so that a loop need not keep it."""
+        return isinstance(self.acceleration, Lean | Ahead)
+
+    @property
+    def lone(self) -> bool:
+        """Whether a point has no anchor."""
         return isinstance(self.acceleration, Lean)
 
     @property
     def mixer(self) -> Anderson | None:
-        """What may end an epoch in a mean of its points: only Halpern's points are those of one map."""
-        return self.mixing if isinstance(self.acceleration, Halpern) else None
+        """What may end an epoch in a mean of its points: only Halpern's are those of one map; `Ahead` keeps none."""
+        return self.mixing if isinstance(self.acceleration, Halpern) and not self.remakes else None
 
     @property
     def idles(self) -> bool:
@@ -229,8 +239,11 @@ class PDHG:
         """`steps` steps (none for 0) and the last one's visit, by one compiled loop: all but the last, then the last.
 
         Beside the state the loop carries x' and its violation, which a product made; y' is made again from them. A
-        `Lean` point has no room for that, and its step is compiled twice.
+        `Lean` point has no room for that, and its step is compiled twice; so is that of `Ahead`, which looks one step
+        further and stays where it is.
         """
+        if isinstance(self.acceleration, Ahead):
+            return self._look(view, lax.fori_loop(0, steps, lambda _, s: self.step(view, s)[0], state))
         if self.remakes:
             state = lax.fori_loop(0, steps - 1, lambda _, s: self.step(view, s)[0], state)
             return self.step(view, state)
@@ -253,15 +266,33 @@ class PDHG:
         y, _ = respond(parts, before.y, extrapolate(parts.theta, before.x, ahead), sizes.dual, Memory())
         return state, Visit(before, Pair(ahead, optax.tree.where(steps > 0, y, before.y)))
 
+    def _look(self, view: Any, state: State) -> tuple[State, Visit]:
+        """The step ahead of a state, and whether the size rule would accept it."""
+        point, omega = state.track.point, state.weight.omega
+        visit = Visit(point, self._map(view, state.size, omega)(point, Memory())[0])
+        if not self.stepsize.adapts:
+            return state, visit
+        accepted = state.size.eta <= movement(view, visit).limit(omega)
+        return state._replace(size=state.size._replace(accepted=accepted)), visit
+
     def pair(self, view: Any, state: State, visit: Visit) -> Pair:
         """The pair to return now, in the view's units."""
         candidate, _ = self._candidate(view, state, visit)
         return Pair(candidate.x.point, candidate.y)
 
     def whole(self, view: Any, state: State) -> Pair:
-        """The pair that belongs to a state, where the acceleration is `Lean`."""
+        """The pair that belongs to a state, where the acceleration is `Lean` or `Ahead`."""
         point = state.track.point
+        if isinstance(self.acceleration, Ahead):  # which restarts, and ends, at what was judged
+            after, _ = self._map(view, state.size, state.weight.omega)(point, Memory())
+            point = optax.tree.where(state.epoch.steps == 0, point, after)
         return Pair(point.x.point, point.y)
+
+    def ended(self, state: State, visit: Visit) -> State:
+        """The state of a run that ends with this visit, where a part of its pair is kept: `whole` makes that pair."""
+        if not isinstance(self.acceleration, Ahead):
+            return state
+        return state._replace(track=self.acceleration.init(visit.after), epoch=state.epoch._replace(steps=jnp.int32(0)))
 
     def _candidate(self, view: Any, state: State, visit: Visit) -> tuple[Pair, Any]:
         """The point a restart would go to, and its fixed-point error."""
@@ -280,7 +311,7 @@ class PDHG:
         Both converge to the infimal displacement of T, which holds a ray when there is one (arXiv 2102.04592).
         """
         far = (state.epoch.total // self.every) % 2 == 0
-        before = visit.before if self.remakes else optax.tree.where(far, state.track.anchor, visit.before)
+        before = visit.before if self.lone else optax.tree.where(far, state.track.anchor, visit.before)
         drift = optax.tree.sub(visit.after, before)
         return Pair(drift.x.point, drift.y)
 
@@ -304,7 +335,7 @@ class PDHG:
 
         def begin() -> tuple[Track, Weight, Epoch, Any]:
             # Without an anchor the last step stands for the epoch.
-            end, anchor = (visit.after, visit.before) if self.remakes else (candidate, state.track.anchor)
+            end, anchor = (visit.after, visit.before) if self.lone else (candidate, state.track.anchor)
             dx, dy = (_distance(view, *ends) for ends in ((end.x.point, anchor.x.point), (end.y, anchor.y)))
             weight, kept, point = self.weight.update(state.weight, dx, dy, ratio), (), end
             if mixer is not None and jump is not None:
@@ -318,7 +349,12 @@ class PDHG:
 
         bare = lambda past: past._replace(rows=()) if past else ()  # a branch would copy the rows
         over = ends if jump is None else ends | jump.taken | jump.back
-        track, weight, epoch, kept = lax.cond(over, begin, go_on)
+        if self.remakes:
+            # A branch would copy both points. A select is in place, after the last that reads them: the new weight.
+            begun = begin()
+            track, weight, epoch, kept = optax.tree.where(over & jnp.isfinite(begun[1].omega), begun, go_on())
+        else:
+            track, weight, epoch, kept = lax.cond(over, begin, go_on)
         past = kept._replace(rows=past.rows) if past else ()
         if not self.stepsize.adapts:
             after, _ = self._map(view, state.size, weight.omega)(track.point, Memory())

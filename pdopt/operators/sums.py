@@ -42,7 +42,9 @@ def inner(a: Change, b: Change) -> Any:
     if jax.default_backend() != "cpu" or size <= FOLD:
         return jnp.vdot(a.between(0, size), b.between(0, size))
     part = size // FOLD
-    product = lambda start, stop: a.between(start, stop) * b.between(start, stop)
+    # With a zero that is not known to be one a product is rounded before it is added, whatever it is compiled into.
+    zero = 0 * a.after[0]
+    product = lambda start, stop: a.between(start, stop) * b.between(start, stop) + zero
     value, rest = _added([product(k * part, (k + 1) * part) for k in range(FOLD)]), [product(FOLD * part, size)]
     while value.shape[0] > FOLD:
         part = value.shape[0] // FOLD

@@ -21,7 +21,7 @@ from pdopt.types import record
 ROUNDS = 12
 
 # Entries of a stored cost looked at together while a plan is judged, so that judging stores no array of its size.
-JUDGED_ENTRIES = 2**16
+JUDGED_ENTRIES = 2**12
 
 
 @record
@@ -72,7 +72,7 @@ def judged(cost: Cost) -> Cost:
 
     Example:
         >>> judged(DenseCost(jnp.zeros((512, 512), jnp.float32))).block_rows
-        128
+        8
     """
     return Judged(cost) if isinstance(cost, DenseCost) else cost
 
@@ -137,7 +137,7 @@ def rounded_cost(cost: Any, X: Any, rounding: Rounding) -> Any:
     return jnp.sum(cost.rows(lambda C, X, u, r: jnp.sum(C * (u[:, None] * X * v + r[:, None] * c), axis=1), X, u, r))
 
 
-def greedy_permutation(keys: Any, size: int) -> Any:
+def greedy_permutation(keys: Any, size: int, wanted: Any = True) -> Any:
     """A permutation that follows the largest keys: column of every row, `(n,)` int32.
 
     In rounds: every unmatched row asks for its best free column, every column takes the row that offers it most.
@@ -145,6 +145,7 @@ def greedy_permutation(keys: Any, size: int) -> Any:
     Args:
         keys: `keys(free)` gives each row's best key and column among the free columns, `(n,)` each.
         size: n.
+        wanted: whether anybody reads the result; no round is made where not.
 
     Example:
         >>> X = jnp.array([[0.9, 0.1], [0.8, 0.2]])
@@ -157,7 +158,7 @@ def greedy_permutation(keys: Any, size: int) -> Any:
 
     def unmatched(carry: tuple[Any, Any, Any]) -> Any:
         chosen, _, count = carry
-        return jnp.any(chosen < 0) & (count < ROUNDS)
+        return wanted & jnp.any(chosen < 0) & (count < ROUNDS)
 
     def ask(carry: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
         chosen, free, count = carry
@@ -192,7 +193,7 @@ def round_plan(problem: Any, X: Any, y: Potentials) -> Rounded:
         return Rounded(scaling, jnp.full(n, -1, jnp.int32), jnp.bool_(False), objective, error)
     mass = a[0]
     uniform = jnp.all(a == mass) & jnp.all(b == b[0]) & (mass > 0)
-    permutation = permutation_of(cost, X, y, jnp.where(mass > 0, mass, 1))
+    permutation = permutation_of(cost, X, y, jnp.where(mass > 0, mass, 1), uniform)
     paid = mass * jnp.sum(permuted_costs(cost, permutation))
     # Of two that cost the same up to rounding the permutation is the answer people want.
     integral = uniform & (paid <= objective + 8 * jnp.finfo(paid.dtype).eps * jnp.abs(objective))
@@ -203,7 +204,7 @@ def round_plan(problem: Any, X: Any, y: Potentials) -> Rounded:
     )  # fmt: skip
 
 
-def permutation_of(cost: Cost, X: Any, y: Potentials, mass: Any = 1.0) -> Any:
+def permutation_of(cost: Cost, X: Any, y: Potentials, mass: Any = 1.0, wanted: Any = True) -> Any:
     """The permutation of the largest `X / mass` (of order 1) and, between equal ones, small reduced costs; `(n,)`.
 
     Example:
@@ -221,7 +222,7 @@ def permutation_of(cost: Cost, X: Any, y: Potentials, mass: Any = 1.0) -> Any:
 
         return cost.rows(best, X, y.f)
 
-    return greedy_permutation(keys, cost.shape[0])
+    return greedy_permutation(keys, cost.shape[0], wanted)
 
 
 def permuted_costs(cost: Any, permutation: Any) -> Any:

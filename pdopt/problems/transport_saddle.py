@@ -24,6 +24,7 @@ from pdopt.geometry.moves import Euclidean
 from pdopt.geometry.sets import Reals
 from pdopt.operators.norms import POWER_ITERATIONS
 from pdopt.operators.scaling import Scaling
+from pdopt.operators.sums import Change
 from pdopt.problems.checks import concrete
 from pdopt.problems.couplings import Potentials
 from pdopt.problems.exact_transport import c_transform
@@ -125,6 +126,11 @@ class TransportSaddle:
     def move(self, y: Any, v: Any, step: Any) -> Any:
         """`y + step v`: equality rows."""
         return Euclidean(Reals())(y, v, step)
+
+    def inner(self, a: Change, b: Change) -> Any:
+        """`<a, b>` of changes, summed without storing them: a product of vectors would store both."""
+        parts = zip(*(jax.tree.leaves(side) for side in (a.after, a.before, b.after, b.before)))
+        return sum(jnp.sum((after - before) * (later - sooner)) for after, before, later, sooner in parts)
 
     def norm(self, limit: int = POWER_ITERATIONS) -> Any:
         """`|G^1/2 A|_2`, which every metric makes 1."""

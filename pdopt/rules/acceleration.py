@@ -4,6 +4,7 @@
     Relaxed      z' = z + omega (T z - z)                                          (Krasnoselskii, Mann)
     Averaged     z' = T z, and the weighted mean of all T z is kept beside it      (ergodic PDHG)
     Halpern      z' = w ((1 + rho) T z - rho z) + (1 - w) z0,  w = (k+1)/(k+2)     (Lu, Yang 2024, arXiv 2407.16144)
+    Ahead        the same z'; what is judged is T of the point reached, made for the check alone
 
 `extragradient` is the other wrapper: it calls its map twice, and needs one that can be told where to look.
 
@@ -36,10 +37,6 @@ def _scalar(pair: Pair) -> Any:
     """A zero of the pair's own floating dtype."""
     dtypes = [leaf.dtype for leaf in jax.tree.leaves(pair)]
     return jnp.zeros((), jnp.result_type(*dtypes))
-
-
-def _blend(weights: tuple[Any, ...], *pairs: Pair) -> Pair:
-    return jax.tree.map(lambda *leaves: sum(w * leaf for w, leaf in zip(weights, leaves)), *pairs)
 
 
 def _to(start: Pair, end: Pair, weight: Any) -> Pair:
@@ -187,22 +184,31 @@ class Halpern:
         return _called(self, T, track, memory, weight)
 
     def follow(self, track: Track, after: Pair, weight: Any, accepted: Any = True) -> Track:
-        """The blend of `after`, the point and the anchor.
+        """`z + w (1 + rho) (T z - z) + (1 - w) (z0 - z)`: the blend of `after`, the point and the anchor.
 
-        The weights of a step that is not accepted are 0, 1 and 0: a choice between whole vectors would be read and
-        made entry by entry.
+        Both weights of a step that is not accepted are 0: a choice between whole vectors would be read and made entry
+        by entry. In this form no sum has two products, either of which a compiler may fuse with it: it rounds alike
+        wherever it is compiled, in a batch as alone.
         """
         w = (track.count + 1) / (track.count + 2)
-        weights = (w * (1 + self.reflection), -w * self.reflection, 1 - w)
-        count = track.count + 1
+        ahead, home, count = w * (1 + self.reflection), 1 - w, track.count + 1
         if accepted is not True:
-            weights = tuple(jnp.where(accepted, moving, still) for moving, still in zip(weights, (0, 1, 0)))
+            ahead, home = (jnp.where(accepted, weight, 0) for weight in (ahead, home))
             count = jnp.where(accepted, count, track.count)
-        return track._replace(point=_blend(weights, after, track.point, track.anchor), count=count)
+        blend = lambda z, after, anchor: z + ahead * (after - z) + home * (anchor - z)
+        return track._replace(point=jax.tree.map(blend, track.point, after, track.anchor), count=count)
 
     def best(self, track: Track, visit: Visit) -> Pair:
         """The un-reflected `T z`, which lies in the sets."""
         return visit.after
+
+
+@record
+class Ahead(Halpern):
+    """Halpern's iteration for points too large to be kept four times: all that is stored is the point and its anchor.
+
+    No step keeps its `T z`: a check looks one step ahead of the point, at a `T z` that the state alone makes again.
+    """
 
 
 def extragradient(T: Any, pair: Pair, memory: Memory) -> tuple[Pair, Memory]:

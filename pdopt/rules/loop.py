@@ -186,9 +186,12 @@ def _checked(
         after = method.check(view, state, visit)
     # A run resumed with a later limit goes on as if it had not stopped, but where the answer is made of the state.
     onward = (status == Status.RUNNING) | (status == Status.ITERATION_LIMIT) & whole
-    if hasattr(method, "shared"):
-        state = method.shared(state, after)
-    state = _either(onward & ~first, after, state)
+    if whole:
+        before = method.shared(state, after) if hasattr(method, "shared") else state
+        state = _either(onward & ~first, after, before)
+    else:  # too large to be kept twice, and for the copies of a branch
+        ended = method.ended(state, visit) if hasattr(method, "ended") else state
+        state = optax.tree.where(onward & ~first, after, ended)
     history = _remember(carry.history, found, iterations, ~first)
     return Carry(state, best, optimality, status, iterations, ray, history)
 

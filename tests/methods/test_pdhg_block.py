@@ -52,3 +52,21 @@ def test_the_start_is_judged_before_any_step(lp):
         lost = pdopt.solve(lp.replace(lower=lp.lower + 3.0, check=False), tolerance=1e-6)
         assert (lost.reason, int(lost.iterations)) == (Status.PRIMAL_INFEASIBLE, 0)
         assert np.isfinite(float(lost.residuals.error))
+
+
+def test_ahead_takes_halperns_steps_and_is_judged_one_step_further(lp):
+    ahead, halpern = pdopt.PDHG(acceleration="ahead"), pdopt.PDHG(mixing=None)
+    assert ahead.mixer is None
+    with jax.enable_x64(True):
+        view = halpern.view(lp)
+        start = view.start()
+        first, other = ahead.init(view, start), halpern.init(view, start)
+        found, seen = jax.jit(ahead.block)(view, first, 5)
+        state, _ = jax.jit(halpern.block)(view, other, 5)
+        _, visit = jax.jit(halpern.step)(view, state)
+        pairs = ((found.track, state.track), (tuple(seen), tuple(visit)))
+        for a, b in zip(*(jax.tree.leaves([pair[k] for pair in pairs]) for k in (0, 1))):
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+        made, judged = ahead.whole(view, found), ahead.pair(view, found, seen)
+        for a, b in zip(jax.tree.leaves(tuple(made)), jax.tree.leaves(tuple(judged))):
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
