@@ -3,10 +3,11 @@
     reduced = presolve(problem);   pair = postsolve(solve(reduced));   residuals(problem, pair) <= tolerance ?
 
 Postsolve can enlarge what is left of the residuals, so a pair is called optimal only by its residuals on the original
-data. Where they are too large its multipliers are mended (`pdopt.problems.dual_repair`); where they still are, the
-reduced problem is solved on to `TIGHTER` times the tolerance, and once more, for as many iterations as all before; and
-if that does not do, the original problem is solved from the best pair: presolve may cost time, never the answer. Going
-on with the reduced problem compiles nothing; the original is another program.
+data. Where they are too large the pair is mended (`pdopt.mending`, which also tries now and then while a solve runs,
+and ends it where a mended pair passes); where they still are, the reduced problem is solved on to `TIGHTER` times the
+tolerance, and once more, for as many iterations as all before; and if that does not do, the original problem is solved
+from the best pair: presolve may cost time, never the answer. Going on with the reduced problem compiles nothing; the
+original is another program.
 """
 
 import math
@@ -18,16 +19,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pdopt.mending import LEAST, SHARE, Mender, error_of, judged, mended
 from pdopt.problems.linear import Certificate
-from pdopt.problems.presolve import EMPTY, INFEASIBLE, REDUCED, Presolved, presolve
+from pdopt.problems.presolve import EMPTY, INFEASIBLE, REDUCED, UNCHANGED, Presolved, presolve
 from pdopt.reports import Removed, Report, Seconds
 from pdopt.runtime.precision import precision_scope
-from pdopt.types import Optimality, Pair, Solution, Status
+from pdopt.types import Pair, Solution, Status
 
 TIGHTER = 0.1
 ATTEMPTS = 3
 
-# `drive(problem, start, tolerance, max_iterations, time_limit, checkpoint, first) -> Report`
+# `drive(problem, start, tolerance, max_iterations, time_limit, checkpoint, first, mender) -> Report`
 Drive = Callable[..., Report]
 
 
@@ -68,7 +70,7 @@ def presolved_run(
 
     Args:
         drive: solves a problem from the host: `drive(problem, start, tolerance, max_iterations, time_limit,
-            checkpoint, first)`, `first` at the first solve of the run.
+            checkpoint, first, mender)`, `first` at the first solve of the run; `mender` is asked between its chunks.
         problem: a `LinearProgram`, in the user's sense.
         start: a pair of the problem, or None.
         tolerance, max_iterations, time_limit: of the whole run; the limit of time may be infinite.
@@ -84,11 +86,13 @@ def presolved_run(
     seconds = clock() - began
     removed = Removed(made.found, *made.removed)
 
-    def solve(which: Any, name: str, start: Pair | None, tolerance: float, most: int | None = None) -> Report:
+    def solve(
+        which: Any, name: str, start: Pair | None, tolerance: float, mender: Mender, most: int | None = None
+    ) -> Report:
         (iterations, left), first = budget.left, budget.solves == 0
         iterations = iterations if most is None else min(iterations, most)
         folder = None if checkpoint is None else Path(checkpoint) / name
-        report = drive(which, start, tolerance, max(iterations, 1), max(left, 1e-3), folder, first)
+        report = drive(which, start, tolerance, max(iterations, 1), max(left, 1e-3), folder, first, mender)
         budget.add(report)
         return report
 
@@ -112,8 +116,11 @@ def presolved_run(
         if solution is not None:
             return end(report, solution, note)
         pair = report.solution.pair
-    found = solve(problem, "original", pair, tolerance)
-    return end(found, found.solution, note)
+    mender = Mender(problem, Presolved(UNCHANGED, None, problem, None), tolerance)
+    report = solve(problem, "original", pair, tolerance, mender)
+    if mender.found is not None:
+        return end(report, _optimal(mender.found, report), note)
+    return end(report, report.solution, note)
 
 
 def _reduced(
@@ -128,18 +135,24 @@ def _reduced(
         if made.found == EMPTY:
             inner, status = Pair([], []), Status.OPTIMAL
         else:
-            report = solve(made.problem, "reduced" if attempt == 0 else f"reduced-{attempt}", begin, wanted, most)
+            name, mender = "reduced" if attempt == 0 else f"reduced-{attempt}", Mender(problem, made, tolerance)
+            report = solve(made.problem, name, begin, wanted, mender, most)
+            if mender.found is not None:
+                return report, _optimal(mender.found, report), ""
             inner, status = report.solution.pair, report.solution.reason
         if status.proved:
             return _ray(problem, made, report, status)
+        products = 0 if budget.spent else LEAST + budget.iterations // SHARE
+        began = budget.clock()
         try:
-            solution = _returned(problem, made, inner, tolerance).replace(history=report.solution.history)
+            solution = mended(problem, made, inner, tolerance, products).replace(history=report.solution.history)
+            budget.solve += budget.clock() - began
         except ArithmeticError as error:
             report = report._replace(solution=judged(problem, _origin(problem)))
             return report, None, f"Solved without presolve: {error}."
-        best = solution if best is None or _error(solution) < _error(best) else best
+        best = solution if best is None or error_of(solution) < error_of(best) else best
         report = report._replace(solution=best)
-        if _error(best) <= tolerance:
+        if error_of(best) <= tolerance:
             return report, best.replace(status=_code(Status.OPTIMAL)), ""
         if status is not Status.OPTIMAL or budget.spent:
             # A limit, a signal or a failure ended the reduced solve; an optimum that is lost on the way back and
@@ -152,25 +165,14 @@ def _reduced(
         if made.found == EMPTY or wanted * TIGHTER < floor:
             break
         wanted, begin = wanted * TIGHTER, inner
-    error = _error(report.solution)
+    error = error_of(report.solution)
     note = f"After postsolve the error was {error:.1e}; the problem was solved on from there without presolve."
     return report, None, note if math.isfinite(error) else "Solved without presolve: postsolve lost the pair."
 
 
-def _returned(problem: Any, made: Presolved, inner: Pair, tolerance: float) -> Any:
-    """The reduced problem's pair on the original: as postsolve gives it, or mended where that is worse."""
-    pair = made.postsolve(inner)
-    solution = judged(problem, pair)
-    if _error(solution) <= tolerance:
-        return solution
-    mended = judged(problem, made.mended(inner, pair))
-    return mended if _error(mended) < _error(solution) else solution
-
-
-def _error(solution: Any) -> float:
-    """The largest relative residual, infinite where it is not a number."""
-    error = float(solution.residuals.error)
-    return math.inf if math.isnan(error) else error
+def _optimal(solution: Any, report: Report) -> Any:
+    """A mended pair that met the tolerance, as what a solve returns."""
+    return solution.replace(status=_code(Status.OPTIMAL), history=report.solution.history)
 
 
 # Ends of the reduced solve that say nothing of the original one.
@@ -199,28 +201,11 @@ def _ray(problem: Any, made: Presolved, report: Report, status: Status) -> tuple
     return report, solution.replace(status=_code(status), certificate=proof), ""
 
 
-def judged(problem: Any, pair: Pair) -> Any:
-    """A pair as a solution that still runs: residuals, objectives and reduced costs on the problem's own data."""
-    with precision_scope(problem):
-        pair = Pair(*(jnp.asarray(part, problem.c.dtype) for part in pair))
-        found: Optimality = _judge(problem, pair)
-        nothing = jax.tree.map(jnp.zeros_like, pair)
-        return Solution(
-            pair, _code(Status.RUNNING), found.objective, found.dual_objective, found.residuals,
-            np.asarray(0, np.int32), Certificate(found.proof, nothing),
-        )  # fmt: skip
-
-
 def _origin(problem: Any) -> Pair:
     """The point of the bounds nearest to 0, and no multipliers."""
     with precision_scope(problem):
         zero = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), problem.pair_shapes())
         return Pair(jnp.clip(zero.x, problem.lower, problem.upper), zero.y)
-
-
-@jax.jit
-def _judge(problem: Any, pair: Pair) -> Optimality:
-    return problem.optimality(pair)
 
 
 @jax.jit

@@ -23,7 +23,7 @@ FLOORS = {
     "problems": 2,
     "rules": 3,
     "methods": 4, "models": 4,
-    "solve": 5, "run": 5, "saving": 5, "reports": 5, "presolved": 5, "minimise": 5, "simulate": 5, "constrain": 5,
+    "solve": 5, "run": 5, "saving": 5, "reports": 5, "presolved": 5, "mending": 5, "minimise": 5, "simulate": 5, "constrain": 5,
     "match_online": 5, "matching_bounds": 5, "offline": 5,
     "divergence": 5, "barycenter": 5,
     "assign": 5, "bilevel": 5, "solve_many": 5,

@@ -49,10 +49,14 @@ def test_a_pair_that_postsolve_spoils_is_mended(monkeypatch):
         assert float(lp.residuals(report.solution.pair).error) <= 1e-6
         return report
 
-    # Multipliers are recomputed, and no step more is taken; a point is not, and the reduced solve goes on.
-    for y, x, times, solves in ((1.0, 0, 9, 1), (0, 1e-2, 1, 2), (0, 1e-2, 2, 3)):
-        assert spoilt(x, y, times).note == ""
-        assert len(seen) == solves
+    # Multipliers and point are mended, and no step more is taken; where they are not, the reduced solve goes on.
+    for x, y in ((0, 1.0), (1e-2, 0), (1e-3, 1e-2)):
+        assert spoilt(x, y, 9).note == ""
+        assert len(seen) == 1
+    monkeypatch.setattr(Presolved, "moved", lambda self, pair, *limits: pair)
+    for times in (1, 2):
+        assert spoilt(1e-2, 0, times).note == ""
+        assert len(seen) == times + 1
     assert "without presolve" in spoilt(1.0, 0, 9).note
     assert len(seen) == 3
 
