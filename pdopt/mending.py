@@ -38,12 +38,22 @@ class Mender:
 
     Attributes:
         next: iterations at which to try.
-        found: the first pair that met the tolerance, as a solution of the original problem; else None.
+        best: the solution of the original problem with the smallest error that a try made; None before.
+        found: the same, once it is within the tolerance; else None.
     """
 
     def __init__(self, problem: Any, made: Presolved, tolerance: float) -> None:
         self._problem, self._made, self._tolerance = problem, made, tolerance
-        self.next, self.found = FIRST, None
+        self.next, self.best = FIRST, None
+
+    def begin(self) -> None:
+        """Before a solve, whose iterations count from 0."""
+        self.next = FIRST
+
+    @property
+    def found(self) -> Any:
+        """See the class."""
+        return self.best if self.best is not None and error_of(self.best) <= self._tolerance else None
 
     def after(self, iterations: int) -> None:
         """The next try is the first after so many iterations."""
@@ -59,8 +69,8 @@ class Mender:
             solution = mended(self._problem, self._made, pair, self._tolerance, int(iterations / TRY))
         except ArithmeticError:
             return False
-        if error_of(solution) <= self._tolerance:
-            self.found = solution
+        if self.best is None or error_of(solution) < error_of(self.best):
+            self.best = solution
         return self.found is not None
 
 

@@ -92,6 +92,7 @@ def presolved_run(
         (iterations, left), first = budget.left, budget.solves == 0
         iterations = iterations if most is None else min(iterations, most)
         folder = None if checkpoint is None else Path(checkpoint) / name
+        mender.begin()
         report = drive(which, start, tolerance, max(iterations, 1), max(left, 1e-3), folder, first, mender)
         budget.add(report)
         return report
@@ -118,9 +119,12 @@ def presolved_run(
         pair = report.solution.pair
     mender = Mender(problem, Presolved(UNCHANGED, None, problem, None), tolerance)
     report = solve(problem, "original", pair, tolerance, mender)
+    solution = report.solution
     if mender.found is not None:
-        return end(report, _optimal(mender.found, report), note)
-    return end(report, report.solution, note)
+        solution = _optimal(mender.found, report)
+    elif not solution.reason.proved and mender.best is not None and error_of(mender.best) < error_of(solution):
+        solution = mender.best.replace(status=solution.status, history=solution.history)
+    return end(report, solution, note)
 
 
 def _reduced(
@@ -129,20 +133,20 @@ def _reduced(
     """Solve what presolve left and go back: the last report, the solution to return or None to go on, and a note."""
     wanted, begin = tolerance, None if start is None else made.into(start)
     report, best = Report(judged(problem, _origin(problem)), Seconds(0.0, 0.0), None), None
-    floor = 16 * float(jnp.finfo(problem.c.dtype).eps)
+    floor, mender = 16 * float(jnp.finfo(problem.c.dtype).eps), Mender(problem, made, tolerance)
     for attempt in range(ATTEMPTS):
         most = None if attempt < ATTEMPTS - 1 else budget.iterations
         if made.found == EMPTY:
             inner, status = Pair([], []), Status.OPTIMAL
         else:
-            name, mender = "reduced" if attempt == 0 else f"reduced-{attempt}", Mender(problem, made, tolerance)
+            name = "reduced" if attempt == 0 else f"reduced-{attempt}"
             report = solve(made.problem, name, begin, wanted, mender, most)
             if mender.found is not None:
                 return report, _optimal(mender.found, report), ""
             inner, status = report.solution.pair, report.solution.reason
         if status.proved:
             return _ray(problem, made, report, status)
-        products = 0 if budget.spent else LEAST + budget.iterations // SHARE
+        products = LEAST + (0 if budget.spent else budget.iterations // SHARE)
         began = budget.clock()
         try:
             solution = mended(problem, made, inner, tolerance, products).replace(history=report.solution.history)
@@ -150,7 +154,7 @@ def _reduced(
         except ArithmeticError as error:
             report = report._replace(solution=judged(problem, _origin(problem)))
             return report, None, f"Solved without presolve: {error}."
-        best = solution if best is None or error_of(solution) < error_of(best) else best
+        best = min((s for s in (best, mender.best, solution) if s is not None), key=error_of)
         report = report._replace(solution=best)
         if error_of(best) <= tolerance:
             return report, best.replace(status=_code(Status.OPTIMAL)), ""
