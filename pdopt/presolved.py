@@ -10,6 +10,7 @@ from the best pair: presolve may cost time, never the answer. Going on with the 
 original is another program.
 """
 
+import contextlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -21,13 +22,17 @@ import numpy as np
 
 from pdopt.mending import LEAST, SHARE, Mender, error_of, judged, mended
 from pdopt.problems.linear import Certificate
-from pdopt.problems.presolve import EMPTY, INFEASIBLE, REDUCED, UNCHANGED, Presolved, presolve
+from pdopt.problems.presolve import EMPTY, INFEASIBLE, REDUCED, UNCHANGED, UNDECIDED, Presolved, presolve
 from pdopt.reports import Removed, Report, Seconds
 from pdopt.runtime.precision import precision_scope
 from pdopt.types import Pair, Solution, Status
 
 TIGHTER = 0.1
 ATTEMPTS = 3
+INFEASIBLE_NOTE = (
+    "Infeasible: HiGHS's presolve found (within its own tolerance, 1e-7) that no point satisfies the constraints. It "
+    "gives no ray; a run without presolve looks for one."
+)
 
 # `drive(problem, start, tolerance, max_iterations, time_limit, checkpoint, first, mender) -> Report`
 Drive = Callable[..., Report]
@@ -87,12 +92,13 @@ def presolved_run(
     removed = Removed(made.found, *made.removed)
 
     def solve(
-        which: Any, name: str, start: Pair | None, tolerance: float, mender: Mender, most: int | None = None
+        which: Any, name: str, start: Pair | None, tolerance: float, mender: Mender | None, most: int | None = None
     ) -> Report:
         (iterations, left), first = budget.left, budget.solves == 0
         iterations = iterations if most is None else min(iterations, most)
         folder = None if checkpoint is None else Path(checkpoint) / name
-        mender.begin()
+        if mender is not None:
+            mender.begin()
         report = drive(which, start, tolerance, max(iterations, 1), max(left, 1e-3), folder, first, mender)
         budget.add(report)
         return report
@@ -104,14 +110,15 @@ def presolved_run(
 
     if made.found == INFEASIBLE:
         solution = judged(problem, _origin(problem))
-        note = (
-            "Infeasible: HiGHS's presolve found (within its own tolerance, 1e-7) that no point satisfies the "
-            "constraints. It gives no ray; a run without presolve looks for one."
-        )
         stopped = Report(solution, Seconds(0.0, 0.0), None)
-        return end(stopped, solution.replace(status=_code(Status.PRIMAL_INFEASIBLE), certificate=None), note)
+        return end(stopped, solution.replace(status=_code(Status.PRIMAL_INFEASIBLE), certificate=None), INFEASIBLE_NOTE)
 
     pair, note = start, ""
+    if made.found == UNDECIDED:
+        # Infeasible or unbounded: without the objective only the first is left to find.
+        report, solution, note = _infeasible(problem, tolerance, solve)
+        if solution is not None:
+            return end(report, solution, note)
     if made.found in (REDUCED, EMPTY):
         report, solution, note = _reduced(problem, made, start, tolerance, solve, budget)
         if solution is not None:
@@ -145,7 +152,7 @@ def _reduced(
                 return report, _optimal(mender.found, report), ""
             inner, status = report.solution.pair, report.solution.reason
         if status.proved:
-            return _ray(problem, made, report, status)
+            return _ray(problem, made, report, status, tolerance, solve)
         products = LEAST + (0 if budget.spent else budget.iterations // SHARE)
         began = budget.clock()
         try:
@@ -183,26 +190,73 @@ def _optimal(solution: Any, report: Report) -> Any:
 _GO_ON = (Status.NUMERICAL_ERROR.value, Status.DIVERGED.value, Status.PRECISION_LIMIT.value)
 
 
-def _ray(problem: Any, made: Presolved, report: Report, status: Status) -> tuple[Report, Solution | None, str]:
-    """A proof on the reduced problem: carried back where it proves the same of the original, else looked for there.
+def _ray(
+    problem: Any, made: Presolved, report: Report, status: Status, tolerance: float, solve: Callable[..., Report]
+) -> tuple[Report, Solution | None, str]:
+    """A proof on the reduced problem: carried back where it proves the same of the original, else looked for anew.
 
     Rows that are gone get multiplier 0 and columns that are gone do not move; that is a ray of the original wherever
-    reductions only removed. Otherwise the original problem is solved, from the start, for a ray of its own.
+    reductions only removed. Reductions that reason with the objective keep an optimum if there is one, so behind an
+    infeasible rest the original may be unbounded as well: without the objective there is none but infeasibility. Of an
+    unbounded rest, and where that finds nothing, the original problem is solved, from the start, for a ray of its own.
     """
+    found = _carried(problem, made, report, status)
+    if found is not None:
+        return report, found, ""
+    if status is Status.PRIMAL_INFEASIBLE:
+        again, found, note = _infeasible(problem, tolerance, solve)
+        if found is not None:
+            return again, found, note
+    solution = judged(problem, _origin(problem))
+    return report._replace(solution=solution), None, f"Presolve left a problem that is {status}; its ray was lost."
+
+
+def _carried(problem: Any, made: Presolved, report: Report, status: Status) -> Solution | None:
+    """The solution with the reduced problem's ray as a ray of the original; None where it is none there."""
     m, n = problem.shape
     dtype = problem.c.dtype
     inner = report.solution.certificate.ray
     x, y = np.zeros(n, dtype), np.zeros(m, dtype)
     x[made.columns], y[made.rows] = np.asarray(inner.x), np.asarray(inner.y)
+    tries = [Pair(x, y)]
+    if status is Status.PRIMAL_INFEASIBLE and not np.any(np.asarray(made.original.c)):
+        # Without an objective multipliers of the reduced problem go back as those of a ray do.
+        with contextlib.suppress(ArithmeticError):
+            tries.append(made.postsolve(Pair(np.zeros(made.columns.size), np.asarray(inner.y))))
+    for tried in tries:
+        with precision_scope(problem):
+            rays = _rays(problem.minimised(), Pair(jnp.zeros(n, dtype) + tried.x, jnp.asarray(tried.y, dtype)))
+        if bool(rays.primal_infeasible if status is Status.PRIMAL_INFEASIBLE else rays.dual_infeasible):
+            solution = judged(problem, _origin(problem))
+            proof = Certificate(solution.certificate.z, problem.flip(rays.ray))
+            return solution.replace(status=_code(status), certificate=proof)
+    return None
+
+
+def _infeasible(problem: Any, tolerance: float, solve: Callable[..., Report]) -> tuple[Report, Solution | None, str]:
+    """Whether the constraints alone are infeasible, by presolve and a solve of what it leaves; None: not decided."""
+    lp = problem.minimised()
+    changes = {"c": np.zeros_like(np.asarray(lp.c)), "check": False, "allow_low_precision": True}
     with precision_scope(problem):
-        rays = _rays(problem.minimised(), Pair(jnp.asarray(x), jnp.asarray(y)))
-    proved = rays.primal_infeasible if status is Status.PRIMAL_INFEASIBLE else rays.dual_infeasible
-    solution = judged(problem, _origin(problem))
-    if not bool(proved):
-        return report._replace(solution=solution), None, f"Presolve left a problem that is {status}; its ray was lost."
-    z = solution.certificate.z
-    proof = Certificate(z, problem.flip(rays.ray))
-    return report, solution.replace(status=_code(status), certificate=proof), ""
+        bare = lp.replace(**changes)
+    made, solution = presolve(bare), judged(problem, _origin(problem))
+    report = Report(solution, Seconds(0.0, 0.0), None)
+    claimed = solution.replace(status=_code(Status.PRIMAL_INFEASIBLE), certificate=None)
+    if made.found == INFEASIBLE:
+        return report, claimed, INFEASIBLE_NOTE
+    if made.found != REDUCED:
+        return report, None, ""
+    report = solve(made.problem, "feasibility", None, tolerance, None)
+    if report.solution.reason is not Status.PRIMAL_INFEASIBLE:
+        return report, None, ""
+    found = _carried(problem, made, report, Status.PRIMAL_INFEASIBLE)
+    if found is not None:
+        return report, found, ""
+    note = (
+        "Infeasible: a ray proves it of the constraints that HiGHS's presolve left, which keeps (within its own "
+        "tolerance, 1e-7) what is feasible. It is no ray of the original; a run without presolve looks for one."
+    )
+    return report, claimed, note
 
 
 def _origin(problem: Any) -> Pair:

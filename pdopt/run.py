@@ -147,7 +147,7 @@ def timed_run(
 
             def one(
                 problem: Any, start: Any, tolerance: float, most: int, seconds: float, folder: Path | None, first: bool,
-                mender: Mender,
+                mender: Mender | None,
             ) -> Report:  # fmt: skip
                 again = resume and folder is not None and (first or folder.is_dir())
                 return timed_run(
