@@ -77,9 +77,10 @@ def run(
             be others. A run that was interrupted and resumed ends with the bits of one that was not.
         history: rows of `solution.history` to keep, as in `solve`.
         presolve: make a linear program smaller by HiGHS first. Optimal is said only of residuals on the original data:
-            where postsolve enlarges them the run goes on, at last without presolve. A problem that presolve itself
-            finds infeasible has that status and no certificate. Iterations count all solves, history is the last
-            one's, a checkpoint folder holds a folder for each.
+            where postsolve enlarges them the pair is mended there by least squares, and where that will not do the run
+            goes on, at last without presolve. Long solves are mended now and then as well, and end where that is
+            enough. A problem that presolve itself finds infeasible has that status and no certificate. Iterations
+            count all solves, history is the last one's, a checkpoint folder holds a folder for each.
 
     Returns:
         `Solution`; its status and iterations are on the host already.
