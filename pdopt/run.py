@@ -22,6 +22,7 @@ import numpy as np
 from jax.core import Tracer
 
 from pdopt.errors import InvalidOption, InvalidProblem, require_range
+from pdopt.mending import Mender
 from pdopt.presolved import presolved_run
 from pdopt.reports import Report, Seconds
 from pdopt.rules.loop import Carry, advance_until, completed
@@ -77,9 +78,10 @@ def run(
             be others. A run that was interrupted and resumed ends with the bits of one that was not.
         history: rows of `solution.history` to keep, as in `solve`.
         presolve: make a linear program smaller by HiGHS first. Optimal is said only of residuals on the original data:
-            where postsolve enlarges them the run goes on, at last without presolve. A problem that presolve itself
-            finds infeasible has that status and no certificate. Iterations count all solves, history is the last
-            one's, a checkpoint folder holds a folder for each.
+            where postsolve enlarges them the pair is mended there by least squares, and where that will not do the run
+            goes on, at last without presolve. Long solves are mended now and then as well, and end where that is
+            enough. A problem that presolve itself finds infeasible has that status and no certificate. Iterations
+            count all solves, history is the last one's, a checkpoint folder holds a folder for each.
 
     Returns:
         `Solution`; its status and iterations are on the host already.
@@ -122,8 +124,12 @@ def timed_run(
     presolve: bool = False,
     pace: Pace = PACE,
     clock: Callable[[], float] = time.monotonic,
+    mender: Mender | None = None,
 ) -> Report:
-    """`run`, with its seconds and the signal that stopped it; `pace` and `clock` for programs that own their time."""
+    """`run`, with its seconds and the signal that stopped it; `pace` and `clock` for programs that own their time.
+
+    `mender` is asked at its iterations whether it can make an answer of the best pair; where it can, the run is over.
+    """
     began = clock()
     method = default_method(problem) if method is None else method
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((problem, method, start))):
@@ -142,13 +148,14 @@ def timed_run(
         if presolve:
 
             def one(
-                problem: Any, start: Any, tolerance: float, most: int, seconds: float, folder: Path | None, first: bool
-            ) -> Report:
+                problem: Any, start: Any, tolerance: float, most: int, seconds: float, folder: Path | None, first: bool,
+                mender: Mender | None,
+            ) -> Report:  # fmt: skip
                 again = resume and folder is not None and (first or folder.is_dir())
                 return timed_run(
                     problem, method, start=start, tolerance=tolerance, max_iterations=most, time_limit=seconds,
                     progress=progress, checkpoint=folder, checkpoint_every=checkpoint_every, resume=again,
-                    history=history, pace=pace, clock=clock,
+                    history=history, pace=pace, clock=clock, mender=mender,
                 )  # fmt: skip
 
             first = checked_start(problem, start)
@@ -157,7 +164,7 @@ def timed_run(
         listener = _listener(progress)
         with open_folder(checkpoint, problem, method, resume) as folder, stop_flag() as flag:
             saver = None if folder is None else Saver(folder, checkpoint_every, clock)
-            drive = _Drive(program, listener, saver, flag, pace, clock, began, limit_s)
+            drive = _Drive(program, listener, saver, flag, pace, clock, began, limit_s, mender)
             return drive.report(resume)
 
 
@@ -257,8 +264,9 @@ class _Drive:
 
     def __init__(
         self, program: _Program, listener: Progress, saver: Saver | None, flag: StopFlag, pace: Pace,
-        clock: Callable[[], float], began: float, limit_s: float,
+        clock: Callable[[], float], began: float, limit_s: float, mender: Mender | None,
     ) -> None:  # fmt: skip
+        self.mender = mender
         self.program, self.listener, self.saver, self.flag = program, listener, saver, flag
         self.pace, self.clock, self.began, self.limit_s = pace, clock, began, limit_s
 
@@ -290,16 +298,21 @@ class _Drive:
         # A method that looks at each step takes long ones, each an inner minimisation: the first tells how long.
         length, limit = 1 if self.program.method.every == 1 else self.pace.first, int(self.program.limit)
         look = self.look(carry)
+        if self.mender is not None:
+            self.mender.after(int(look.iterations))
         while look.status == Status.RUNNING or look.iterations < 0:  # -1: the start is not judged yet
             if self.flag.stopped:
                 return carry, Status.INTERRUPTED
             done, before = max(int(look.iterations), 0), self.clock()
-            carry = self.program.chunk(carry, min(done + length, limit))
+            until = min(done + length, limit)
+            carry = self.program.chunk(carry, until if self.mender is None else min(until, self.mender.next))
             look = self.look(carry)
             now = self.clock()
             self.tell(look, now)
             if look.status != Status.RUNNING:
                 break
+            if self.mends(carry, look):
+                return carry, Status.OPTIMAL
             if self.saver:
                 self.saver.look(carry, now)
             left = self.began + self.limit_s - now
@@ -308,6 +321,13 @@ class _Drive:
             steps = int(look.iterations) - done
             length = self.pace.within(self.pace.next(steps, now - before), (now - before) / steps, left)
         return carry, Status(int(look.status))
+
+    def mends(self, carry: Carry, look: _Look) -> bool:
+        """Whether the mender, where it is its turn, makes an answer of the best pair."""
+        done = int(look.iterations)
+        if self.mender is None or done < self.mender.next:
+            return False
+        return self.mender(carry.pair, float(max(look.primal, look.dual, look.gap)), done)
 
     def look(self, carry: Carry) -> _Look:
         """Wait for the chunk and read its scalars."""

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import pdopt
+from pdopt import presolved
 from pdopt.errors import InvalidOption
 from pdopt.problems.presolve import Presolved
 from pdopt.run import timed_run
@@ -49,10 +50,14 @@ def test_a_pair_that_postsolve_spoils_is_mended(monkeypatch):
         assert float(lp.residuals(report.solution.pair).error) <= 1e-6
         return report
 
-    # Multipliers are recomputed, and no step more is taken; a point is not, and the reduced solve goes on.
-    for y, x, times, solves in ((1.0, 0, 9, 1), (0, 1e-2, 1, 2), (0, 1e-2, 2, 3)):
-        assert spoilt(x, y, times).note == ""
-        assert len(seen) == solves
+    # Multipliers and point are mended, and no step more is taken; where they are not, the reduced solve goes on.
+    for x, y in ((0, 1.0), (1e-2, 0), (1e-3, 1e-2)):
+        assert spoilt(x, y, 9).note == ""
+        assert len(seen) == 1
+    monkeypatch.setattr(Presolved, "moved", lambda self, pair, *limits: pair)
+    for times in (1, 2):
+        assert spoilt(1e-2, 0, times).note == ""
+        assert len(seen) == times + 1
     assert "without presolve" in spoilt(1.0, 0, 9).note
     assert len(seen) == 3
 
@@ -134,3 +139,38 @@ def test_a_start_goes_through(tmp_path):
 def test_bad_options_are_refused():
     with pytest.raises(InvalidOption, match="resume needs checkpoint"):
         timed_run(random_program(1), presolve=True, resume=True)
+
+
+def pairs_short_of_the_whole():
+    """Each pair of three needs 1.2, all three may have 1.7: infeasible, which HiGHS's presolve does not see.
+
+    It takes away a fourth column, which has a row of its own.
+    """
+    A = [[1.0, 1, 0, 0], [0, 1, 1, 0], [1, 0, 1, 0], [1, 1, 1, 0], [0, 0, 0, 2]]
+    return pdopt.LinearProgram([1.0, 2.0, -1.0, 1.0], A, [1.2, 1.2, 1.2, -INF, 1.0], [INF, INF, INF, 1.7, INF],
+                               [0.0] * 4, [1.0] * 4, dtype=jnp.float32)  # fmt: skip
+
+
+def test_a_ray_that_is_lost_is_looked_for_without_the_objective(monkeypatch):
+    lp, honest, asked = pairs_short_of_the_whole(), presolved._carried, []
+
+    def solved(losses):
+        def carried(problem, made, report, status):
+            asked.append(made)
+            return None if len(asked) <= losses else honest(problem, made, report, status)
+
+        asked.clear()
+        monkeypatch.setattr(presolved, "_carried", carried)
+        return timed_run(lp, presolve=True, tolerance=1e-5)
+
+    for losses in (0, 1):
+        found = solved(losses).solution
+        assert found.reason is Status.PRIMAL_INFEASIBLE
+        assert bool(lp.rays(found.certificate.ray).primal_infeasible)
+        assert len(asked) == losses + 1
+    assert np.asarray(asked[0].original.c).any()
+    assert not np.asarray(asked[1].original.c).any()
+    claimed = solved(2)
+    assert claimed.solution.reason is Status.PRIMAL_INFEASIBLE
+    assert claimed.solution.certificate is None
+    assert "no ray of the original" in claimed.note

@@ -6,11 +6,12 @@ HiGHS removes rows and columns (empty, fixed, dominated, substituted) and keeps 
 the list backwards. With an exact reduced pair the original one is exact to rounding. With an approximate one it is
 whatever comes out: a reduction multiplies the error of what it was computed from, so whoever goes back must judge the
 pair again on the original data (`pdopt.run` does, and goes on without presolve where it fails). `mended` recomputes the
-multipliers, which suffer most.
+multipliers, which suffer most, and `moved` the point.
 
 Host code: nothing here is traced. HiGHS works in float64 whatever the problem's dtype.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import scipy.sparse as sp
 from pdopt.errors import UnsupportedProblem
 from pdopt.problems.dual_repair import repaired_multipliers
 from pdopt.problems.linear import LinearProgram
+from pdopt.problems.primal_repair import repaired_point
 from pdopt.types import Pair
 
 # What HiGHS found, in its words, and what that means here.
@@ -102,18 +104,28 @@ class Presolved:
             raise ArithmeticError("HiGHS's postsolve made a value that is not finite")
         return self.original.flip(Pair(x, y))
 
-    def mended(self, inner: Pair, pair: Pair) -> Pair:
-        """`pair = postsolve(inner)` with other multipliers: `inner`'s where rows are left, the rest by `dual_repair`.
+    def mended(self, inner: Pair | None, pair: Pair, enough: float = 0.0, products: int = 3000) -> Iterator[Pair]:
+        """A pair of the original with other multipliers, one try after the other (`dual_repair`).
 
-        Better where reductions removed rows, as most do, and worse where one changed a row that stayed (sparsify,
-        parallel rows): keep whichever of the two pairs has the smaller error.
+        With `pair = postsolve(inner)`: first `inner`'s where rows are left and the rest made anew, then more and more
+        of those as well; None: all rows at once. Keep the pair with the smallest error, a try may be worse than the
+        one before.
         """
         lp, (x, y) = self.original.minimised(), self.original.flip(pair)
         x, y = (np.array(part, np.float64) for part in (x, y))
-        y[self.rows] = np.asarray(inner.y)
-        removed = np.setdiff1d(np.arange(y.size), self.rows)
-        y = repaired_multipliers(_matrix(lp), lp, x, y, removed)
-        return self.original.flip(Pair(np.asarray(pair.x), y.astype(np.asarray(pair.y).dtype)))
+        free = np.arange(y.size)
+        if inner is not None:
+            y[self.rows] = np.asarray(inner.y)
+            free = np.setdiff1d(free, self.rows)
+        for better in repaired_multipliers(_matrix(lp), lp, x, y, free, enough, products):
+            yield self.original.flip(Pair(np.asarray(pair.x), better.astype(np.asarray(pair.y).dtype)))
+
+    def moved(self, pair: Pair, dual_objective: float, enough: float = 0.0, products: int = 3000) -> Pair:
+        """The pair with its point moved until rows and gap are small (`primal_repair`); all in the user's sense."""
+        lp, dtype = self.original.minimised(), np.asarray(pair.x).dtype
+        x, dual = np.array(pair.x, np.float64), self.original.sense * dual_objective
+        x, _ = repaired_point(_matrix(lp), lp, x, dual, enough, products)
+        return Pair(x.astype(dtype), pair.y)
 
 
 def presolve(problem: Any) -> Presolved:

@@ -97,3 +97,7 @@ def test_outcomes():
     assert verdict(bad, "primal_infeasible", {"ray_y": ray}, 1e-4)["outcome"] == "certified"
     assert verdict(bad, "primal_infeasible", {"ray_y": -ray}, 1e-4)["outcome"] == "claimed"
     assert verdict(bad, "dual_infeasible", {"ray_x": np.ones(10)}, 1e-4)["outcome"] == "wrong"
+    # Without a feasible point either, which no dual ray speaks of: proved is right, whatever else holds.
+    data = bad.data._replace(c=-np.ones(10), upper=np.full(10, np.inf), A=bad.data.A * 0)
+    both = bad._replace(data=data)
+    assert verdict(both, "dual_infeasible", {"ray_x": np.ones(10)}, 1e-4)["outcome"] == "certified"
