@@ -188,7 +188,7 @@ def _rows(layout: Layout, x: Any) -> Any:
 def _chain(index: Any, value: Any, x: Any) -> Any:
     # A sum of two products may be fused with either of them rounded: with a zero that is not known to be one, only one
     # way is left, and a product rounds alike in whatever it is compiled into.
-    total = jnp.where(value[0] == value[0], value[0] * take(x, index[0]), value[0])
+    total = 0 * value[0] + value[0] * take(x, index[0])
     for k in range(1, index.shape[0]):
         total = total + value[k] * take(x, index[k])
     return total
