@@ -3,7 +3,7 @@
 A `vmap` of `solve` runs until its slowest member ends. Here a compiled batch of `width` members advances by a few
 checks at a time; between two advances members that have ended leave and waiting ones take their places, so that no
 lane idles while others wait. The batch is carried along the last axis (`pdopt/runtime/batching.py`): products with a
-matrix that all share are matrix-matrix products.
+matrix that all share are matrix-matrix products, and a member takes the iterations that it takes alone.
 """
 
 import dataclasses
@@ -25,6 +25,7 @@ from pdopt.solve import checked_options, checked_start, default_method, finish, 
 from pdopt.types import Pair, Solution, Status
 
 WIDTH = 32  # members at a time: on a CPU the fastest of 16 to 256 on e226 (their vectors stay in the second cache)
+LANES = 8  # a batch is a multiple of it: members beyond the last full vector of a CPU may round another way
 FIELDS = ("c", "A", "row_lower", "row_upper", "lower", "upper", "Q", "offset")
 CHECKS = 16  # between two looks at who has ended
 
@@ -49,7 +50,7 @@ def solve_many(
         method: as for `solve`.
         starts: pairs with a leading axis of K, or an earlier result.
         tolerance, max_iterations: as for `solve`; of each member.
-        width: members advanced at a time, >= 1.
+        width: members advanced at a time, >= 1; a multiple of 8 where members should round as they do alone.
         inner: a narrower floating dtype to iterate in first (`jnp.float32`). Every member is then judged on its data in
             their own precision, and goes on from there in it unless that says OPTIMAL: half the time where float32
             can reach the tolerance. Iterations of both are counted.
@@ -97,7 +98,7 @@ def solve_many(
             starts = jax.tree.map(np.asarray, starts)
             checked_start(problem, jax.tree.map(lambda leaf: leaf[0], starts))
             starts = jax.tree.map(lambda leaf: leaf.astype(dtype), starts)
-        return _pool(problem, method, members, starts, count, min(width, count), options)
+        return _pool(problem, method, members, starts, count, min(width, -(-count // LANES) * LANES), options)
 
 
 def _pool(
@@ -115,7 +116,7 @@ def _pool(
     left = count
     while left:
         empty = np.flatnonzero(places < 0)[: count - waiting]
-        fresh = np.zeros(width, bool)
+        fresh = np.full(width, waiting == 0)  # at first a place without a member takes the first one's problem
         fresh[empty] = True
         places[empty] = np.arange(waiting, waiting + empty.size)
         waiting += empty.size

@@ -44,8 +44,9 @@ def inner(a: Change, b: Change) -> Any:
     part = size // FOLD
     # With a zero that is not known to be one a product is rounded before it is added, whatever it is compiled into.
     zero = 0 * a.after[0]
-    product = lambda start, stop: a.between(start, stop) * b.between(start, stop) + zero
-    value, rest = _added([product(k * part, (k + 1) * part) for k in range(FOLD)]), [product(FOLD * part, size)]
+    product = lambda start, stop: a.between(start, stop) * b.between(start, stop)
+    first, rest = product(0, part) + zero, [product(FOLD * part, size) + zero]
+    value = _added([first, *(product(k * part, (k + 1) * part) for k in range(1, FOLD))])
     while value.shape[0] > FOLD:
         part = value.shape[0] // FOLD
         rest.append(value[FOLD * part :])

@@ -128,9 +128,12 @@ class TransportSaddle:
         return Euclidean(Reals())(y, v, step)
 
     def inner(self, a: Change, b: Change) -> Any:
-        """`<a, b>` of changes, summed without storing them: a product of vectors would store both."""
+        """`<a, b>` of changes, summed without storing them: a product of vectors would store both.
+
+        Taken from before to after, as no step is: a difference that a step makes too would be stored for both.
+        """
         parts = zip(*(jax.tree.leaves(side) for side in (a.after, a.before, b.after, b.before)))
-        return sum(jnp.sum((after - before) * (later - sooner)) for after, before, later, sooner in parts)
+        return sum(jnp.sum((before - after) * (sooner - later)) for after, before, later, sooner in parts)
 
     def norm(self, limit: int = POWER_ITERATIONS) -> Any:
         """`|G^1/2 A|_2`, which every metric makes 1."""
