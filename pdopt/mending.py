@@ -28,7 +28,8 @@ LEAST, SHARE = 2000, 2  # products that mending may take at the end of a solve: 
 
 # While a solve runs: tries at these iterations, where the error is within NEAR tolerances.
 FIRST, GROWTH, NEAR, TRY = 16384, 1.5, 3.0, 4
-# What passes may still lie far from the optimum in objective (6e-3 to 8e-2 on three programs at 1e-4): a pair whose objective moved by more tolerances than this is not what the solve was about to find.
+# What passes may still lie far from the optimum in objective (6e-3 to 8e-2 on three programs at 1e-4): a pair whose
+# objective moved by more tolerances than this is not what the solve was about to find.
 NEARBY = 10.0
 
 
