@@ -50,7 +50,7 @@ def test_tries_come_at_fixed_iterations_and_near_the_tolerance():
     assert not mender(inner, 1e-4, mending.FIRST)  # too far off to be worth a try
     assert mender.next == int(mending.GROWTH * mending.FIRST)
     assert mender.found is None
-    assert mender(inner, 5e-6, mender.next)
+    assert mender(inner, 2e-6, mender.next)
     assert error_of(mender.found) <= 1e-6
 
 
@@ -59,7 +59,7 @@ def test_a_solve_ends_where_its_pair_could_be_mended(monkeypatch):
     nothing = Presolved(UNCHANGED, lp.minimised(), lp, None)
     monkeypatch.setattr("pdopt.presolved.presolve", lambda problem: nothing)
     plain = timed_run(lp, presolve=True, tolerance=1e-10).solution
-    for name, value in (("FIRST", 32), ("NEAR", 1e9), ("TRY", 0.1)):
+    for name, value in (("FIRST", 32), ("NEAR", 1e9), ("NEARBY", 1e9), ("TRY", 0.1)):
         monkeypatch.setattr(mending, name, value)
     solution = timed_run(lp, presolve=True, tolerance=1e-10).solution
     assert solution.reason is Status.OPTIMAL
