@@ -38,7 +38,9 @@ def apart(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments: Any) -> Any:
         leaves = jax.tree.leaves(arguments)
         large = sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in leaves) >= LEAST
-        if jax.default_backend() != "cpu" or not large or not fits(leaves):
+        if jax.default_backend() != "cpu" or not large:
+            return function(*arguments)
+        if not fits([*leaves, *jax.tree.leaves(jax.eval_shape(compiled, *arguments))]):
             return function(*arguments)
         with set_xla_metadata(**{MARK: "false"}):
             return compiled(*arguments)
@@ -55,7 +57,7 @@ def fits(values: Sequence[Any], batched: Sequence[Any] | None = None, size: int 
     """Whether no kernel of a function of these arrays is split: a pass over the batched ones, or a gather by others.
 
     Args:
-        values: arrays, with an axis of the batch where they are `batched` (None: no batch).
+        values: its arguments and results, with an axis of the batch where they are `batched` (None: no batch).
         size: members of the batch.
     """
     if ONE_KERNEL not in os.environ.get("XLA_FLAGS", ""):

@@ -208,9 +208,10 @@ def _apply(equation: Any, size: int, values: list[Any], marks: list[bool], alive
 def _inlined(equation: Any, size: int, values: list[Any], marks: list[bool], alive: Any) -> tuple[list[Any], Any]:
     inner = equation.params[CALLS[equation.primitive.name]]
     closed = ClosedJaxpr(inner, ()) if isinstance(inner, Jaxpr) else inner
-    if not (is_apart(equation) and fits(values, marks, size)):
-        return _evaluate(closed, size, values, marks, alive)
     flags = _reaches(closed.jaxpr, marks)
+    results = [v.aval.update(shape=(*v.aval.shape, size)) if f else v.aval for v, f in zip(closed.jaxpr.outvars, flags)]
+    if not (is_apart(equation) and fits([*values, *results], [*marks, *flags], size)):
+        return _evaluate(closed, size, values, marks, alive)
 
     def whole(*values: Any) -> list[Any]:
         found, own = _evaluate(closed, size, values, marks, alive)

@@ -43,3 +43,12 @@ def test_what_xla_would_split_stays_where_it_is_under_the_flag(monkeypatch) -> N
     places = np.zeros((2, 1000), np.int32)
     assert fits([places, np.zeros((10, 8))], [False, True], 8)
     assert not fits([places, np.zeros((10, 64))], [False, True], 64)
+
+
+def test_results_count_among_what_a_kernel_moves(monkeypatch) -> None:
+    monkeypatch.setenv("XLA_FLAGS", FLAGS)
+    wide = apart(lambda x: jnp.concatenate([x] * 7))
+    x = np.zeros(SPLIT // 32, np.float32)  # an eighth of the bytes: with its results all of them
+    assert fits([x])
+    assert "inlineable" not in str(jax.jit(wide).lower(x).as_text())
+    assert "inlineable" in str(jax.jit(wide).lower(x[1:]).as_text())
