@@ -24,12 +24,12 @@ class Method(Protocol):
 
     Optional: `direction` (methods that can meet rays); `block(view, state, steps) -> (state, visit)`, the same steps at
     once where they share work; `idles`, that `block` may take none: the start is then judged by the code that judges
-    every other pair, which compiles once; `early`, iterations up to which the
-    method checks twice as often as the judge looks; `stalled(state)`, whether rounding keeps the method from going on;
-    `judged(view, state, visit, found) -> (state, status)` in place of `check` where the next state depends on how good
-    the pair is, with a status of its own (RUNNING for none); `shared(state, after)`, the state before a check with the
-    buffers that the check has written to; `width(problem)`, how many members of a `vmap` a CPU takes at a time
-    (`runtime/batching.py`; None: all). A step may leave a view with `rests` where it is, which then ends nothing.
+    every other pair, which compiles once; `early`, iterations up to which checks come twice as often;
+    `stalled(state)`, whether rounding keeps the method from going on; `judged(view, state, visit, found) ->
+    (state, status)` in place of `check` where the next state depends on how good the pair is, with a status of its own
+    (RUNNING for none); `shared(state, after)`, the state before a check with the buffers that the check has written to;
+    `width(problem)`, how many members of a `vmap` a CPU takes at a time (`runtime/batching.py`; None: all). A step may
+    leave a view with `rests` where it is, which then ends nothing.
     """
 
     every: int
@@ -170,28 +170,15 @@ def _checked(
     pair = optax.tree.where(first, carry.pair, pair) if whole else pair
     # A derivative, where one is taken through the steps, does not go through the judgement.
     fixed = lax.stop_gradient((judge, view, method, state, visit, pair))
-
-    def look() -> tuple[Any, ...]:
-        found = fixed[0].optimality(fixed[5])
-        status, ray = _verdict(*fixed, found, iterations, tolerance, limit, carry.ray)
-        started = jnp.where(_met(found.residuals, tolerance), _code(Status.OPTIMAL), _code(Status.RUNNING))
-        started = jnp.where(carry.status == Status.RUNNING, started, carry.status)
-        best, optimality = _kept(view, method, pair), found
-        if whole:
-            better = first | (found.residuals.error <= carry.optimality.residuals.error)
-            best, optimality = _either(better, (pair, found), (carry.pair, carry.optimality))
-        history = _remember(carry.history, found, iterations, ~first)
-        return found, jnp.where(first, started, status), ray, best, optimality, history
-
-    def pass_by() -> tuple[Any, ...]:
-        return _code(Status.RUNNING), carry.ray, carry.pair, carry.optimality, carry.history
-
-    if whole and getattr(method, "early", 0):  # checks of the method's own between two looks, which cost more
-        every = jnp.asarray(method.every, jnp.int32)
-        due = first | (iterations // every > (iterations - steps) // every) | (iterations >= limit)
-        found, (status, ray, best, optimality, history) = None, lax.cond(due, lambda: look()[1:], pass_by)
-    else:
-        found, status, ray, best, optimality, history = look()
+    found = fixed[0].optimality(fixed[5])
+    status, ray = _verdict(*fixed, found, iterations, tolerance, limit, carry.ray)
+    started = jnp.where(_met(found.residuals, tolerance), _code(Status.OPTIMAL), _code(Status.RUNNING))
+    started = jnp.where(carry.status == Status.RUNNING, started, carry.status)
+    status = jnp.where(first, started, status)
+    best, optimality = _kept(view, method, pair), found
+    if whole:
+        better = first | (found.residuals.error <= carry.optimality.residuals.error)
+        best, optimality = _either(better, (pair, found), (carry.pair, carry.optimality))
     if hasattr(method, "judged"):
         after, own = method.judged(view, state, visit, found)
         status = jnp.where((status == Status.RUNNING) | (status == Status.ITERATION_LIMIT) & (own > 0), own, status)
@@ -205,6 +192,7 @@ def _checked(
     else:  # too large to be kept twice, and for the copies of a branch
         ended = method.ended(state, visit) if hasattr(method, "ended") else state
         state = optax.tree.where(onward & ~first, after, ended)
+    history = _remember(carry.history, found, iterations, ~first)
     return Carry(state, best, optimality, status, iterations, ray, history)
 
 
