@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from pdopt.operators.base import take
 from pdopt.runtime.apart import apart
@@ -188,14 +189,15 @@ def _rows(layout: Layout, x: Any) -> Any:
 def _chain(index: Any, value: Any, x: Any) -> Any:
     # A sum of two products may be fused with either of them rounded: with a zero that is not known to be one, only one
     # way is left, and a product rounds alike in whatever it is compiled into.
-    total = 0 * value[0] + value[0] * take(x, index[0])
+    first = lax.index_in_dim(value, 0, keepdims=False)
+    total = 0 * first + first * take(x, lax.index_in_dim(index, 0, keepdims=False))
     for k in range(1, index.shape[0]):
-        total = total + value[k] * take(x, index[k])
+        total = total + lax.index_in_dim(value, k, keepdims=False) * take(x, lax.index_in_dim(index, k, keepdims=False))
     return total
 
 
 def _sum(index: Any, x: Any) -> Any:
     total = take(x, index[0])
     for k in range(1, index.shape[0]):
-        total = total + take(x, index[k])
+        total = total + take(x, lax.index_in_dim(index, k, keepdims=False))
     return total
