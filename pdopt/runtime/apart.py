@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental.xla_metadata import set_xla_metadata
+from jax.extend.core import jaxprs_in_params
 
 MARK = "inlineable"  # the attribute of a call that XLA's inliner reads
 LEAST = 2**13  # bytes of arguments below which a call costs more than it saves
@@ -42,10 +43,26 @@ def apart(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*arguments)
         if not fits([*leaves, *jax.tree.leaves(jax.eval_shape(compiled, *arguments))]):
             return function(*arguments)
-        with set_xla_metadata(**{MARK: "false"}):
-            return compiled(*arguments)
+        return called(compiled, *arguments)
 
     return call
+
+
+def called(compiled: Callable[..., Any], *arguments: Any) -> Any:
+    """A call of a jitted function that is not inlined, whatever its size."""
+    with set_xla_metadata(**{MARK: "false"}):
+        return compiled(*arguments)
+
+
+def holds_apart(jaxpr: Any) -> bool:
+    """Whether a jaxpr has such a call, however deep."""
+    inner = (sub for equation in jaxpr.eqns for sub in jaxprs_in_params(equation.params))
+    return any(is_apart(equation) for equation in jaxpr.eqns) or any(holds_apart(sub) for sub in inner)
+
+
+def one_kernel() -> bool:
+    """Whether XLA was told to make one kernel of a small loop."""
+    return ONE_KERNEL in os.environ.get("XLA_FLAGS", "")
 
 
 def is_apart(equation: Any) -> bool:
@@ -53,17 +70,10 @@ def is_apart(equation: Any) -> bool:
     return equation.primitive.name in ("jit", "pjit") and MARK in (equation.ctx.xla_metadata or {})
 
 
-def fits(values: Sequence[Any], batched: Sequence[Any] | None = None, size: int = 1) -> bool:
-    """Whether no kernel of a function of these arrays is split: a pass over the batched ones, or a gather by others.
+def fits(values: Sequence[Any]) -> bool:
+    """Whether XLA does not split the kernel of a function with these arguments and results: it is small.
 
-    Args:
-        values: its arguments and results, with an axis of the batch where they are `batched` (None: no batch).
-        size: members of the batch.
+    It counts what a kernel reads and writes. (Where more is computed than moved, as in products with a batch, it
+    splits much smaller ones; `runtime/batching.py` keeps those out of the kernels of loops.)
     """
-    if ONE_KERNEL not in os.environ.get("XLA_FLAGS", ""):
-        return True
-    item = max((np.dtype(v.dtype).itemsize for v in values), default=0)
-    marks = [True] * len(values) if batched is None else batched
-    passed = sum(v.size * np.dtype(v.dtype).itemsize for v, mark in zip(values, marks) if mark)
-    gathered = max((v.size for v in values if v.ndim > 1 and np.issubdtype(v.dtype, np.integer)), default=0)
-    return max(passed, gathered * (2 * item * size + item + 4)) < SPLIT
+    return not one_kernel() or sum(v.size * np.dtype(v.dtype).itemsize for v in values) < SPLIT

@@ -27,7 +27,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from pdopt.runtime.apart import apart, fits, is_apart
+from pdopt.runtime.apart import called, holds_apart, is_apart, one_kernel
 from pdopt.runtime.precision import precision_scope
 
 _SAME_SHAPE = """abs add and atan2 cbrt ceil clamp convert_element_type copy copy_p cos div eq erf exp exp2 expm1 floor
@@ -208,16 +208,15 @@ def _apply(equation: Any, size: int, values: list[Any], marks: list[bool], alive
 def _inlined(equation: Any, size: int, values: list[Any], marks: list[bool], alive: Any) -> tuple[list[Any], Any]:
     inner = equation.params[CALLS[equation.primitive.name]]
     closed = ClosedJaxpr(inner, ()) if isinstance(inner, Jaxpr) else inner
-    flags = _reaches(closed.jaxpr, marks)
-    results = [v.aval.update(shape=(*v.aval.shape, size)) if f else v.aval for v, f in zip(closed.jaxpr.outvars, flags)]
-    if not (is_apart(equation) and fits([*values, *results], [*marks, *flags], size)):
+    if not is_apart(equation):
         return _evaluate(closed, size, values, marks, alive)
+    flags = _reaches(closed.jaxpr, marks)
 
     def whole(*values: Any) -> list[Any]:
         found, own = _evaluate(closed, size, values, marks, alive)
         return [_spread(v, b, size) if f else v for v, b, f in zip(found, own, flags)]
 
-    return apart(whole)(*values), flags
+    return called(jax.jit(whole), *values), flags
 
 
 def _reaches(jaxpr: Any, marks: Sequence[Any]) -> list[bool]:
@@ -283,7 +282,17 @@ def _loop(
         keep = lambda new, old: lax.select(_widen(goes, True, np.shape(old)[:-1], size), new, old)
         return [keep(new, old) if c else new for new, old, c in zip(after, state, carry)]
 
-    return lax.while_loop(going, body, start), carry
+    if not (one_kernel() and holds_apart(params["body_jaxpr"].jaxpr)):
+        return lax.while_loop(going, body, start), carry
+
+    # XLA would make one kernel of the loop and split a product in it between threads, which fails ("Symbols not found:
+    # ParallelForkJoin", jaxlib 0.10.2). A loop with a scatter stays a loop.
+    def pinned(both: tuple[list[Any], Any]) -> tuple[list[Any], Any]:
+        state, pin = both
+        return body(state), pin.at[pin % 2].add(1)
+
+    pin = jnp.zeros(2, jnp.int32)
+    return lax.while_loop(lambda both: going(both[0]) & (both[1][1] >= 0), pinned, (start, pin))[0], carry
 
 
 def _broadcast(equation: Any, size: int, values: list[Any], marks: list[bool]) -> Any:

@@ -39,10 +39,20 @@ def test_what_xla_would_split_stays_where_it_is_under_the_flag(monkeypatch) -> N
     monkeypatch.setenv("XLA_FLAGS", FLAGS)
     assert fits([small])
     assert not fits([large])
-    assert not fits([np.zeros((2, SPLIT // 40), np.int32), np.zeros(2)])
-    places = np.zeros((2, 1000), np.int32)
-    assert fits([places, np.zeros((10, 8))], [False, True], 8)
-    assert not fits([places, np.zeros((10, 64))], [False, True], 64)
+
+
+def test_a_batched_loop_with_a_call_stays_a_loop_under_the_flag(monkeypatch) -> None:
+    """By a scatter in its body: made one kernel, it would hold kernels that XLA splits, and would not compile."""
+    x = jnp.ones((4, LEAST // 4), jnp.float32)
+    calls = lambda x: jax.lax.fori_loop(0, jnp.int32(3), lambda _, x: twice(x), x)
+    bare = lambda x: jax.lax.fori_loop(0, jnp.int32(3), lambda _, x: 2 * x, x)
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    pinned = lambda function: "scatter" in jax.jit(jax.vmap(minor(function))).lower(x).as_text()
+    assert not pinned(calls)
+    monkeypatch.setenv("XLA_FLAGS", FLAGS)
+    assert pinned(lambda x: calls(x))
+    assert not pinned(bare)
+    np.testing.assert_array_equal(jax.vmap(minor(lambda x: calls(x)))(x), 8 * x)
 
 
 def test_results_count_among_what_a_kernel_moves(monkeypatch) -> None:
