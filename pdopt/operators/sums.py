@@ -54,6 +54,17 @@ def inner(a: Change, b: Change) -> Any:
     return _added([piece[k] for piece in (value, *rest) for k in range(piece.shape[0])])
 
 
+def squared(v: Any) -> Any:
+    """`sum_i v_i^2`, in that order too: a batch of any width takes the same scale from it.
+
+    Example:
+        >>> print(squared(jnp.array([3.0, 4.0])))
+        25.0
+    """
+    whole = Change(v, jnp.zeros_like(v))
+    return inner(whole, whole)
+
+
 def _added(terms: list[Any]) -> Any:
     total = terms[0]
     for term in terms[1:]:

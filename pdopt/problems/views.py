@@ -22,7 +22,7 @@ from pdopt.geometry.moves import Euclidean, Interval, Move
 from pdopt.operators.base import Order
 from pdopt.operators.norms import POWER_ITERATIONS, spectral_norm
 from pdopt.operators.scaling import Scaling, equilibrate
-from pdopt.operators.sums import Change
+from pdopt.operators.sums import Change, squared
 from pdopt.problems.conic import ConicProgram
 from pdopt.problems.conic_saddle import ConicSaddle
 from pdopt.problems.game import MatrixGame
@@ -296,7 +296,7 @@ def _scaled(lp: LinearProgram, D: Any, E: Any, scaling: Scaling, curved: Any = N
     one = jnp.ones((), lp.c.dtype)
     high, low = jnp.where(jnp.isfinite(ru), ru, 0), jnp.where(jnp.isfinite(rl) & (rl != ru), rl, 0)
     high, low, size = lax.stop_gradient((high, low, c))
-    b_norm, c_norm = jnp.sqrt(jnp.sum(high * high) + jnp.sum(low * low)), jnp.linalg.norm(size)
+    b_norm, c_norm = jnp.sqrt(squared(high) + squared(low)), jnp.sqrt(squared(size))
     if scaling.bound_objective:
         c_norm = c_norm if curved is None else c_norm + curved * (1 + b_norm)
         bound, objective, balance = 1 / (1 + b_norm), 1 / (1 + c_norm), one
