@@ -60,7 +60,7 @@ def solve_many(
 
     Raises:
         InvalidProblem: an unknown field, or leading axes that differ. InvalidOption: a width below 1.
-        UnsupportedProblem: a method that keeps only a part of its pair (`PDHG.lean()`).
+        UnsupportedProblem: a method that keeps only a part of its pair (`PDHG.lean()`, `PDHG.transport()`).
 
     Example:
         >>> import pdopt
@@ -73,7 +73,7 @@ def solve_many(
     if not isinstance(width, int) or width < 1:
         raise InvalidOption(f"width is {width!r}; expected an integer >= 1")
     if getattr(method, "remakes", False):
-        raise UnsupportedProblem(f"{type(method).__name__}.lean() keeps only a part of its pair; use it with solve")
+        raise UnsupportedProblem(f"{method.acceleration} keeps only a part of its pair; use it with solve")
     count = _count(problem, changes)
     starts = starts.pair if isinstance(starts, Solution) else starts
     if inner is not None:
