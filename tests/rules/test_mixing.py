@@ -141,16 +141,20 @@ def test_settings_outside_their_ranges_are_refused(changes, message):
         pdopt.PDHG(mixing=Anderson(**changes))
 
 
-def test_a_nearly_dependent_program_takes_fewer_steps():
-    rng = np.random.default_rng(3)
-    m, n = 12, 20
-    rng.normal(size=(m, n + 1))
-    A = rng.normal(size=(m, 4)) @ rng.normal(size=(4, n)) + 0.05 * rng.normal(size=(m, n))
-    x, y = np.maximum(rng.normal(size=n), 0), rng.normal(size=m)
-    c = A.T @ y + np.where(x > 0, 0, rng.uniform(size=n))
-    with jax.enable_x64(True):
-        lp = pdopt.LinearProgram(c, A, A @ x, A @ x, np.zeros(n), np.full(n, np.inf))
-        solved = [pdopt.solve(lp, pdopt.PDHG(mixing=rule), tolerance=1e-8) for rule in (Anderson(), None)]
-        assert [s.reason for s in solved] == [Status.OPTIMAL] * 2
-        np.testing.assert_allclose([s.objective for s in solved], c @ x, rtol=1e-6)
-        assert int(solved[0].iterations) < 0.7 * int(solved[1].iterations)
+def test_nearly_dependent_programs_take_fewer_steps():
+    shares = []
+    for seed in range(1, 7):
+        rng = np.random.default_rng(seed)
+        m, n = 12, 20
+        rng.normal(size=(m, n + 1))
+        A = rng.normal(size=(m, 4)) @ rng.normal(size=(4, n)) + 0.05 * rng.normal(size=(m, n))
+        x, y = np.maximum(rng.normal(size=n), 0), rng.normal(size=m)
+        c = A.T @ y + np.where(x > 0, 0, rng.uniform(size=n))
+        with jax.enable_x64(True):
+            lp = pdopt.LinearProgram(c, A, A @ x, A @ x, np.zeros(n), np.full(n, np.inf))
+            solved = [pdopt.solve(lp, pdopt.PDHG(mixing=rule), tolerance=1e-8) for rule in (Anderson(), None)]
+            assert [s.reason for s in solved] == [Status.OPTIMAL] * 2
+            np.testing.assert_allclose([s.objective for s in solved], c @ x, rtol=1e-6)
+            shares.append(int(solved[0].iterations) / int(solved[1].iterations))
+    # One program says little: its count moves by a tenth with the last bit of anything.
+    assert np.exp(np.mean(np.log(shares))) < 0.8
