@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from pdopt.runtime.apart import apart
 
@@ -26,7 +27,7 @@ class Change(NamedTuple):
 
     def between(self, start: int, stop: int) -> Any:
         """Entries `start` to `stop`."""
-        return self.after[start:stop] - self.before[start:stop]
+        return lax.slice_in_dim(self.after, start, stop) - lax.slice_in_dim(self.before, start, stop)
 
 
 @apart
@@ -49,9 +50,9 @@ def inner(a: Change, b: Change) -> Any:
     value = _added([first, *(product(k * part, (k + 1) * part) for k in range(1, FOLD))])
     while value.shape[0] > FOLD:
         part = value.shape[0] // FOLD
-        rest.append(value[FOLD * part :])
-        value = _added([value[k * part : (k + 1) * part] for k in range(FOLD)])
-    return _added([piece[k] for piece in (value, *rest) for k in range(piece.shape[0])])
+        rest.append(lax.slice_in_dim(value, FOLD * part, value.shape[0]))
+        value = _added([lax.slice_in_dim(value, k * part, (k + 1) * part) for k in range(FOLD)])
+    return _added([lax.index_in_dim(piece, k, 0, False) for piece in (value, *rest) for k in range(piece.shape[0])])
 
 
 def squared(v: Any) -> Any:
