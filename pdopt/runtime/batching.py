@@ -306,6 +306,15 @@ def _reshape(equation: Any, size: int, values: list[Any], marks: list[bool]) -> 
     return lax.reshape(values[0], (*equation.outvars[0].aval.shape, size))
 
 
+def _reduce(equation: Any, size: int, values: list[Any], marks: list[bool]) -> Any:
+    """A reduction of several arrays at once; they begin with numbers that all members share."""
+    half = len(values) // 2
+    if any(marks[half:]):
+        return None
+    arrays = [_spread(v, b, size) for v, b in zip(values[:half], marks[:half])]
+    return equation.primitive.bind(*arrays, *values[half:], **equation.params)
+
+
 def _transpose(equation: Any, size: int, values: list[Any], marks: list[bool]) -> Any:
     order = equation.params["permutation"]
     return lax.transpose(values[0], (*order, len(order)))
@@ -386,5 +395,5 @@ def _products(values: list[Any], left: Sequence[int], right: Sequence[int], kind
 RULES = {
     "broadcast_in_dim": _broadcast, "reshape": _reshape, "squeeze": _reshape, "expand_dims": _reshape,
     "transpose": _transpose, "concatenate": _concatenate, "slice": _slice, "pad": _pad, "gather": _gather,
-    "scatter": _scatter, "scatter-add": _scatter, "scatter_add": _scatter, "dot_general": _dot,
+    "scatter": _scatter, "scatter-add": _scatter, "scatter_add": _scatter, "dot_general": _dot, "reduce": _reduce,
 }  # fmt: skip
