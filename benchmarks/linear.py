@@ -23,7 +23,13 @@ def run(options: Options, say: Any = print) -> Report:
     options = options._replace(patience=PATIENCE)
     solvers = options.peers or (tuple(s for s in SOLVERS if s not in QUADRATIC) if options.full else QUICK)
     instances = linear_instances(
-        options.data, options.full, options.seed, options.source, options.families, options.largest
+        options.data,
+        options.full,
+        options.seed,
+        options.source,
+        options.families,
+        options.largest,
+        options.smallest,
     )
     records = run_all(instances, tuple(solvers), options, say)
     tables, pictures = [], []
