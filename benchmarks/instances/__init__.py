@@ -10,7 +10,7 @@ STATUS = {"optimal": "optimal", "infeasible": "primal_infeasible", "primal_infea
 
 
 def read_folder(folder: Path, reference: Path, largest: int | None = None, smallest: int = 0) -> list[Instance]:
-    """The linear programs of a folder of `smallest` to `largest` nonzeros, with what the reference table says of them."""
+    """The linear programs of a folder of `smallest` to `largest` nonzeros, with what the reference table says."""
     with reference.open() as file:
         known = {row["name"]: row for row in csv.DictReader(file)}
     found = []
