@@ -22,7 +22,7 @@ HISTORY = ("iterations", "objective", "dual_objective", "primal", "dual", "gap")
 class Method(Protocol):
     """What the loop asks of a method.
 
-    Optional: `direction` (methods that can meet rays); `block(view, state, steps) -> (state, visit)`, the same steps at
+    Optional: `direction` (methods that can meet rays), and `looks`, checks from one look for a ray to the next; `block(view, state, steps) -> (state, visit)`, the same steps at
     once where they share work; `idles`, that `block` may take none: the start is then judged by the code that judges
     every other pair, which compiles once; `early`, iterations up to which checks come twice as often;
     `stalled(state)`, whether rounding keeps the method from going on; `judged(view, state, visit, found) ->
@@ -259,11 +259,17 @@ def _verdict(
         status = jnp.where(method.stalled(state), _code(Status.PRECISION_LIMIT), status)
     status = jnp.where(size > GROWTH, _code(Status.DIVERGED), status)
     if hasattr(judge, "rays") and hasattr(method, "direction"):
-        rays = judge.rays(view.back(method.direction(view, state, visit)))
-        proved = rays.primal_infeasible | rays.dual_infeasible
-        which = jnp.where(rays.primal_infeasible, _code(Status.PRIMAL_INFEASIBLE), _code(Status.DUAL_INFEASIBLE))
-        status = jnp.where(proved, which, status)
-        ray = _either(proved, rays.ray, ray)
+
+        def look() -> tuple[Any, Pair]:
+            rays = judge.rays(view.back(method.direction(view, state, visit)))
+            which = jnp.where(rays.primal_infeasible, _code(Status.PRIMAL_INFEASIBLE), _code(Status.DUAL_INFEASIBLE))
+            return jnp.where(rays.primal_infeasible | rays.dual_infeasible, which, status), rays.ray
+
+        looks = getattr(method, "looks", 1)
+        due = True if looks == 1 else ((iterations // method.every) % looks == 0) | (status != Status.RUNNING)
+        status, direction = look() if due is True else lax.cond(due, look, lambda: (status, ray))
+        proved = (status == Status.PRIMAL_INFEASIBLE) | (status == Status.DUAL_INFEASIBLE)
+        ray = _either(proved, direction, ray)
     status = jnp.where(_met(found.residuals, tolerance), _code(Status.OPTIMAL), status)
     finite = jnp.isfinite(size) & jnp.isfinite(found.residuals.error)
     return jnp.where(finite, status, _code(Status.NUMERICAL_ERROR)), ray
