@@ -8,6 +8,7 @@ does not depend on how many members a batch has, so a member rounds as it does a
 about `7 log_8 n` units of rounding in place of n.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -42,17 +43,37 @@ def inner(a: Change, b: Change) -> Any:
     size = a.after.shape[0]
     if jax.default_backend() != "cpu" or size <= FOLD:
         return jnp.vdot(a.between(0, size), b.between(0, size))
-    part = size // FOLD
     # With a zero that is not known to be one a product is rounded before it is added, whatever it is compiled into.
-    zero = 0 * a.after[0]
-    product = lambda start, stop: a.between(start, stop) * b.between(start, stop)
-    first, rest = product(0, part) + zero, [product(FOLD * part, size) + zero]
-    value = _added([first, *(product(k * part, (k + 1) * part) for k in range(1, FOLD))])
-    while value.shape[0] > FOLD:
-        part = value.shape[0] // FOLD
-        rest.append(lax.slice_in_dim(value, FOLD * part, value.shape[0]))
-        value = _added([lax.slice_in_dim(value, k * part, (k + 1) * part) for k in range(FOLD)])
-    return _added([lax.index_in_dim(piece, k, 0, False) for piece in (value, *rest) for k in range(piece.shape[0])])
+    return _folded(lambda start, stop: a.between(start, stop) * b.between(start, stop), size, 0 * a.after[0])
+
+
+def dots(rows: Any, v: Any) -> Any:
+    """`sum_j rows_ij v_j`, each in that order.
+
+    Example:
+        >>> print(dots(jnp.ones((2, 19)), jnp.arange(19.0)))
+        [171. 171.]
+    """
+    size = v.shape[0]
+    if jax.default_backend() != "cpu" or size <= FOLD:
+        return rows @ v
+    between = lambda start, stop: lax.slice_in_dim(rows, start, stop, axis=1) * lax.slice_in_dim(v, start, stop)
+    return _folded(between, size, 0 * rows[:, :1])
+
+
+def mean(weights: Any, rows: Any) -> Any:
+    """`sum_i weights_i rows_ij`, the rows one after the other.
+
+    Example:
+        >>> print(mean(jnp.array([0.5, 0.5]), jnp.array([[1.0, 2.0], [3.0, 4.0]])))
+        [2. 3.]
+    """
+    if jax.default_backend() != "cpu":
+        return weights @ rows
+    total = 0 * rows[0]
+    for weight, row in zip(weights, rows):
+        total = total + weight * row
+    return total
 
 
 def squared(v: Any) -> Any:
@@ -64,6 +85,19 @@ def squared(v: Any) -> Any:
     """
     whole = Change(v, jnp.zeros_like(v))
     return inner(whole, whole)
+
+
+def _folded(product: Callable[[int, int], Any], size: int, zero: Any) -> Any:
+    """The sum of `product(0, size)` along its last axis, whose slices `product` makes."""
+    part = size // FOLD
+    first, rest = product(0, part) + zero, [product(FOLD * part, size) + zero]
+    value = _added([first, *(product(k * part, (k + 1) * part) for k in range(1, FOLD))])
+    while value.shape[-1] > FOLD:
+        part = value.shape[-1] // FOLD
+        rest.append(lax.slice_in_dim(value, FOLD * part, value.shape[-1], axis=-1))
+        value = _added([lax.slice_in_dim(value, k * part, (k + 1) * part, axis=-1) for k in range(FOLD)])
+    pieces = (value, *rest)
+    return _added([lax.index_in_dim(piece, k, -1, False) for piece in pieces for k in range(piece.shape[-1])])
 
 
 def _added(terms: list[Any]) -> Any:

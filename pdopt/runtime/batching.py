@@ -80,9 +80,9 @@ def along_last(function: Callable[..., Any], size: int, batched: Any, arguments:
         >>> print(along_last(lambda a, x: a * x, 2, (False, True), (3.0, jnp.array([1.0, 2.0]))))
         [3. 6.]
     """
-    front = lambda v, b: Last(jnp.moveaxis(v, 0, -1)) if b else v
-    given = jax.tree.map(front, arguments, batched)
-    found = within(function, size, given)
+    leaves, tree = jax.tree.flatten(arguments)
+    given = [Last(jnp.moveaxis(v, 0, -1)) if b else v for v, b in zip(leaves, jax.tree.leaves(batched))]
+    found = within(function, size, jax.tree.unflatten(tree, given))
     return jax.tree.map(lambda v: jnp.moveaxis(_last(v, size).value, -1, 0), found, is_leaf=is_last)
 
 
