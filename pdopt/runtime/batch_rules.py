@@ -125,7 +125,7 @@ def _dynamic_slice(equation: Any, size: int, values: list[Any], marks: list[bool
     operand, *starts = values
     shape, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
     if not any(marks[1:]):
-        return lax.dynamic_slice(operand, (*starts, np.zeros_like(starts[0])), (*out, size))
+        return lax.dynamic_slice(operand, (*starts, jnp.zeros_like(starts[0])), (*out, size))
     if not marks[0] or any(marks[2:]) or not shape or shape[0] > FEW or out != (1, *shape[1:]):
         return None
     place, row = jnp.clip(starts[0], 0, shape[0] - 1), operand[:1]
@@ -134,9 +134,24 @@ def _dynamic_slice(equation: Any, size: int, values: list[Any], marks: list[bool
     return row
 
 
+def _dynamic_update_slice(equation: Any, size: int, values: list[Any], marks: list[bool]) -> Any:
+    """A row written at a place of each member's own, likewise: no scatter, and what follows fuses with it."""
+    operand, row, *starts = values
+    shape, rows = equation.invars[0].aval.shape, equation.invars[1].aval.shape
+    operand, row = spread(operand, marks[0], size), spread(row, marks[1], size)
+    if not any(marks[2:]):
+        return lax.dynamic_update_slice(operand, row, (*starts, jnp.zeros_like(starts[0])))
+    if any(marks[3:]) or not shape or shape[0] > FEW or rows != (1, *shape[1:]):
+        return None
+    place = jnp.clip(starts[0], 0, shape[0] - 1)
+    here = lax.broadcasted_iota(place.dtype, (shape[0], size), 0) == place
+    here = lax.broadcast_in_dim(here, operand.shape, (0, operand.ndim - 1))
+    return lax.select(here, jnp.broadcast_to(row, operand.shape), operand)
+
+
 RULES = {
     "broadcast_in_dim": _broadcast, "reshape": _reshape, "squeeze": _reshape, "expand_dims": _reshape,
     "transpose": _transpose, "concatenate": _concatenate, "slice": _slice, "pad": _pad, "gather": _gather,
     "scatter": _scatter, "scatter-add": _scatter, "scatter_add": _scatter, "dot_general": _dot,
-    "dynamic_slice": _dynamic_slice,
+    "dynamic_slice": _dynamic_slice, "dynamic_update_slice": _dynamic_update_slice,
 }  # fmt: skip

@@ -218,6 +218,8 @@ def _apply(equation: Any, size: int, values: list[Any], marks: list[bool], alive
         return _inlined(equation, size, values, marks, alive)
     if primitive.name == "while":
         return _loop(params, size, values, marks, alive)
+    if primitive.name == "cond":
+        return _choice(params, size, values, marks, alive)
     rule = RULES.get(primitive.name)
     found = None
     if primitive.name in ELEMENTWISE:
@@ -231,6 +233,29 @@ def _apply(equation: Any, size: int, values: list[Any], marks: list[bool], alive
         axes = [-1 if b else None for b in marks]
         found = jax.vmap(partial(primitive.bind, **params), in_axes=axes, out_axes=-1)(*values)
     found = list(found) if primitive.multiple_results else [found]
+    return found, [True] * len(found)
+
+
+def _choice(
+    params: dict[str, Any], size: int, values: list[Any], marks: list[bool], alive: Any
+) -> tuple[list[Any], list[bool]]:
+    """A `cond`: each member's own branch, all of which are computed, or one branch that all take."""
+    which, operands = values[0], values[1:]
+
+    def taken(branch: ClosedJaxpr, members: Any, *operands: Any) -> list[Any]:
+        found, flags = _evaluate(branch, size, operands, marks[1:], members)
+        return [spread(v, b, size) for v, b in zip(found, flags)]
+
+    branches = params["branches"]
+    if not marks[0]:
+        found = lax.switch(which, [partial(taken, branch, alive) for branch in branches], *operands)
+        return list(found), [True] * len(found)
+    found: list[Any] = []
+    for k, branch in enumerate(branches):
+        mine = which == k
+        each = taken(branch, mine if alive is None else mine & alive, *operands)
+        keep = lambda new, old, mine=mine: lax.select(widen(mine, True, np.shape(new)[:-1], size), new, old)
+        found = [keep(new, old) for new, old in zip(each, found)] if k else each
     return found, [True] * len(found)
 
 
