@@ -25,7 +25,7 @@ from pdopt.runtime.precision import as_array, precision_scope
 from pdopt.solve import checked_options, checked_start, default_method, finish, floating_type, prepare
 from pdopt.types import Pair, Solution, Status
 
-WIDTH = 32  # members at a time: on a CPU the fastest of 16 to 256 on e226 (their vectors stay in the second cache)
+WIDTH = 16  # members at a time: on a CPU the fastest of 8 to 32 on e226 (their vectors stay in the second cache)
 LANES = 8  # a batch is a multiple of it: members beyond the last full vector of a CPU may round another way
 FIELDS = ("c", "A", "row_lower", "row_upper", "lower", "upper", "Q", "offset")
 VECTORS = {"xla_cpu_prefer_vector_width": 512}  # of a CPU that has them: half the instructions
@@ -134,7 +134,7 @@ def _pool(
     beginning = np.full(width, getattr(method, "early", 0), np.int32)
     taken = lambda places: jax.tree.map(lambda leaf: leaf[np.maximum(places, 0)], (members, starts))
     out: Any = None
-    left, waiting = count, 0
+    left = count
 
     def advanced(lot: Lot, until: np.ndarray) -> Lot:
         """The lot after more checks, without those who have ended; they are in `out`."""
@@ -157,26 +157,27 @@ def _pool(
         """The next members, past the checks of beginners; places beyond the last one hold it once more, unread."""
         places = np.arange(first, first + width)
         held = programs.enter(problem, method, *taken(np.minimum(places, count - 1)), tolerance, width=width)
-        return advanced(Lot(*held, np.where(places < count, places, -1)), beginning)
+        return advanced(Lot(*held, places=np.where(places < count, places, -1)), beginning)
 
-    pool = room = None
+    def filled(pool: Lot, room: Lot) -> tuple[Lot, Lot]:
+        """The pool with members of the room in places that are free, and the room without them."""
+        free, ready = np.flatnonzero(pool.places < 0), np.flatnonzero(room.places >= 0)
+        free, ready = free[: ready.size], ready[: free.size]
+        source, places, rest = np.full(width, -1), pool.places.copy(), room.places.copy()
+        source[free], places[free], rest[ready] = ready, room.places[ready], -1
+        held = programs.exchange(pool[:3], room[:3], source)
+        return Lot(*held, places=places), room._replace(places=rest)
+
+    pool, waiting = begun(0), width
+    room = pool._replace(places=np.full(width, -1))
     while left:
-        while pool is None or (np.any(pool.places < 0) and (waiting < count or np.any(room.places >= 0))):
-            if room is None or not np.any(room.places >= 0):
+        while np.any(pool.places < 0) and (waiting < count or np.any(room.places >= 0)):
+            if np.all(room.places < 0):
                 room, waiting = begun(waiting), waiting + width
-            if pool is None:
-                pool, room = room, room._replace(places=np.full(width, -1))
-                continue
-            empty, ready = np.flatnonzero(pool.places < 0), np.flatnonzero(room.places >= 0)
-            moved = min(empty.size, ready.size)
-            empty, ready = empty[:moved], ready[:moved]
-            source, places, rest = np.full(width, -1), pool.places.copy(), room.places.copy()
-            source[empty], places[empty], rest[ready] = ready, room.places[ready], -1
-            kept = programs.exchange(pool[:3], room[:3], source)
-            pool, room = Lot(*kept, places), room._replace(places=rest)
+            pool, room = filled(pool, room)
         if left:
-            done = np.asarray(pool.carry.iterations.value)
-            pool = advanced(pool, np.maximum(done, 0) + CHECKS * method.every)
+            done = np.maximum(np.asarray(pool.carry.iterations.value), 0)
+            pool = advanced(pool, done + CHECKS * method.every)
     return out
 
 

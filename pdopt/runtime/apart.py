@@ -38,7 +38,8 @@ class Batch(NamedTuple):
 
 
 UNSPLIT = {"xla_disable_hlo_passes": "cpu-parallel-task-assigner"}  # options by which no kernel is split
-_traced: ContextVar[Batch] = ContextVar("traced", default=Batch())
+ALONE = Batch()
+_traced: ContextVar[Batch] = ContextVar("traced", default=ALONE)
 
 
 @contextmanager
