@@ -71,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--data", type=Path, default=Path("../shared/data"), metavar="DIR", help="folder of instances")
     p.add_argument("--instances", choices=("auto", "generated", "tiny"), default="auto", help="tiny: two, for a trial")
     p.add_argument("--families", default="", help=f"folders of instances, comma-separated, of: {', '.join(FAMILIES)}")
+    p.add_argument("--smallest", type=int, default=0, metavar="NONZEROS", help="leave out those of fewer")
     p.add_argument("--largest", type=int, metavar="NONZEROS", help="leave out linear programs of more nonzeros")
     p.add_argument("--time-limit", type=float, metavar="SECONDS", help="one solve (quick 10, full 150)")
     p.add_argument("--budget", type=float, metavar="SECONDS", help="all of one comparison (quick 150, full none)")
@@ -112,7 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
             tolerances or ((1e-4, 1e-6, 1e-8) if a.full else (1e-4, 1e-8)),
             a.time_limit or (150.0 if a.full else 10.0),
             a.budget or (float("inf") if a.full else 150.0),
-            a.seed, a.data, a.instances, families, a.largest,
+            a.seed, a.data, a.instances, families, largest=a.largest, smallest=a.smallest,
         )  # fmt: skip
         report = COMPARISONS[name].run(options, lambda line: print(line, file=sys.stderr, flush=True))
         write(report, folder)

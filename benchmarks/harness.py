@@ -41,6 +41,7 @@ class Options(NamedTuple):
     families: tuple[str, ...] = ()
     patience: float = 0.0  # 0: the limit is of wall seconds; else of CPU seconds, and wall ones may be so many times it
     largest: int | None = None
+    smallest: int = 0
 
 
 def run_all(

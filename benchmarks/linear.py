@@ -22,9 +22,8 @@ def run(options: Options, say: Any = print) -> Report:
     """Run every solver on every instance; judge, count and draw."""
     options = options._replace(patience=PATIENCE)
     solvers = options.peers or (tuple(s for s in SOLVERS if s not in QUADRATIC) if options.full else QUICK)
-    instances = linear_instances(
-        options.data, options.full, options.seed, options.source, options.families, options.largest
-    )
+    o = options
+    instances = linear_instances(o.data, o.full, o.seed, o.source, o.families, o.largest, o.smallest)
     records = run_all(instances, tuple(solvers), options, say)
     tables, pictures = [], []
     for tolerance in options.tolerances:

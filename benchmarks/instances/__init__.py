@@ -9,8 +9,8 @@ from benchmarks.instances.generated import generated
 STATUS = {"optimal": "optimal", "infeasible": "primal_infeasible", "primal_infeasible": "primal_infeasible"}
 
 
-def read_folder(folder: Path, reference: Path, largest: int | None = None) -> list[Instance]:
-    """The linear programs of a folder of up to `largest` nonzeros, with what the reference table says of them."""
+def read_folder(folder: Path, reference: Path, largest: int | None = None, smallest: int = 0) -> list[Instance]:
+    """The linear programs of a folder of `smallest` to `largest` nonzeros, with what the reference table says."""
     with reference.open() as file:
         known = {row["name"]: row for row in csv.DictReader(file)}
     found = []
@@ -20,7 +20,7 @@ def read_folder(folder: Path, reference: Path, largest: int | None = None) -> li
         if row.get("kind") == "QP" or (largest is not None and int(row.get("nonzeros") or 0) > largest):
             continue
         data = read_mps(path)
-        if data is None:
+        if data is None or data.nonzeros < smallest:
             continue
         text = row.get("objective", "")
         expected = STATUS.get(
@@ -35,11 +35,11 @@ FAMILIES = ("core", "netlib", "kennington", "meszaros", "pds", "rail", "infeasib
 
 def linear_instances(
     folder: Path, full: bool, seed: int, source: str = "auto", families: tuple[str, ...] = (),
-    largest: int | None = None,
+    largest: int | None = None, smallest: int = 0,
 ) -> list[Instance]:  # fmt: skip
     """The families named, else `core` (quick) or all others (full) of `folder/lp`; else generated ones.
 
-    `largest`: the most nonzeros of an instance of the folder; None: no limit.
+    `smallest`, `largest`: nonzeros of an instance of the folder; None: no limit.
     """
     lp = folder / "lp"
     if source == "generated" or (source == "auto" and not lp.is_dir()):
@@ -49,5 +49,5 @@ def linear_instances(
     found = []
     for family in families or (FAMILIES[1:] if full else FAMILIES[:1]):
         own = lp / family / "reference.csv"
-        found += read_folder(lp / family, own if own.exists() else lp / "reference.csv", largest)
+        found += read_folder(lp / family, own if own.exists() else lp / "reference.csv", largest, smallest)
     return found

@@ -73,6 +73,16 @@ class Order:
         return take(v, self.rank)
 
 
+def put(order: Order | None, v: Any) -> Any:
+    """`v` in the order, as it is for None."""
+    return v if order is None else order.put(v)
+
+
+def back(order: Order | None, v: Any) -> Any:
+    """The inverse of `put`."""
+    return v if order is None else order.back(v)
+
+
 jax.tree_util.register_pytree_node(Order, lambda o: ((o.order, o.rank), None), lambda _, leaves: Order(*leaves))
 
 

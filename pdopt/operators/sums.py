@@ -8,7 +8,8 @@ does not depend on how many members a batch has, so a member rounds as it does a
 about `7 log_8 n` units of rounding in place of n.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -85,6 +86,39 @@ def squared(v: Any) -> Any:
     """
     whole = Change(v, jnp.zeros_like(v))
     return inner(whole, whole)
+
+
+def totals(sums: Sequence[Any], largest: Sequence[Any] = ()) -> list[Any]:
+    """The sum of every vector of `sums`, then the largest entry (at least 0) of every vector of `largest`.
+
+    All have one length. A CPU reads them entry by entry in one loop, whose sums do not wait for each other, and makes
+    what they are made of in passing: a judge with a reduction for each took five times as long.
+
+    Example:
+        >>> print(*totals([jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0])], [jnp.array([5.0, 6.0])]))
+        3.0 7.0 6.0
+    """
+    return list(_totals((*sums, *largest), len(sums)))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _totals(vectors: tuple[Any, ...], count: int) -> tuple[Any, ...]:
+    if jax.default_backend() != "cpu" or not vectors:
+        return _one_by_one(vectors, count)
+
+    def added(left: tuple[Any, ...], right: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple((lax.add if k < count else lax.max)(a, b) for k, (a, b) in enumerate(zip(left, right)))
+
+    return tuple(lax.reduce(vectors, tuple(jnp.zeros((), v.dtype) for v in vectors), added, (0,)))
+
+
+@_totals.defjvp
+def _(count: int, primals: Any, tangents: Any) -> Any:
+    return jax.jvp(lambda vectors: _one_by_one(vectors, count), primals, tangents)
+
+
+def _one_by_one(vectors: tuple[Any, ...], count: int) -> tuple[Any, ...]:
+    return tuple(jnp.sum(v) if k < count else jnp.max(v, initial=0) for k, v in enumerate(vectors))
 
 
 def _folded(product: Callable[[int, int], Any], size: int, zero: Any) -> Any:

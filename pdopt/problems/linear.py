@@ -17,6 +17,7 @@ import numpy as np
 
 from pdopt.errors import require_shape
 from pdopt.operators.convert import as_operator
+from pdopt.operators.sums import totals
 from pdopt.problems.checks import check_bounds, check_finite
 from pdopt.problems.cones import NONE, Cones
 from pdopt.runtime.precision import as_array, precision_scope, resolve_dtype
@@ -178,22 +179,24 @@ class LinearProgram:
         inside = activity - _finite(rl)
         short = rows.replaced(activity - jnp.clip(activity, rl, ru), inside - rows.project(inside))
         outside = columns.replaced(x - jnp.clip(x, l, u), x - columns.project(x))
-        primal_absolute = _norm(short, outside)
-        worst = jnp.maximum(_largest(short), _largest(outside))
         y_valid = self._signed(y, rows)
+        wrong = y - y_valid
         reduced = self.c - self.A.rmatvec(y)
-        primal_objective = self.c @ x + self.offset
-        row_part = jnp.sum(self._row_values(y_valid, rows)) + self.offset
 
         signed = jnp.where(jnp.isfinite(l), _plus(reduced), 0) - jnp.where(jnp.isfinite(u), _plus(-reduced), 0)
         bound = jnp.where(reduced > 0, _finite(l), _finite(u))
         near = jnp.where(jnp.abs(x - bound) <= jnp.abs(x), signed, 0)
         signed, near = (columns.replaced(z, columns.project(reduced)) for z in (signed, near))
 
-        def judge(z: Any) -> tuple[Any, Any]:
-            dual = row_part + jnp.sum(_finite(l) * _plus(z) - _finite(u) * _plus(-z))
-            return _norm(reduced - z, y - y_valid), dual
+        def left(z: Any) -> tuple[Any, Any]:
+            return (reduced - z) ** 2, _finite(l) * _plus(z) - _finite(u) * _plus(-z)
 
+        cost, far, *plain, zeroed, of_zeroed, farthest = totals(
+            [self.c * x, outside**2, *left(signed), *left(near)], [jnp.abs(outside)]
+        )
+        missed, row_part, signs, worst = totals([short**2, self._row_values(y_valid, rows), wrong**2], [jnp.abs(short)])
+        primal_absolute, worst = jnp.sqrt(missed + far), jnp.maximum(worst, farthest)
+        primal_objective, row_part = cost + self.offset, row_part + self.offset
         scale_primal = 1 + jnp.linalg.norm(jnp.maximum(jnp.abs(_finite(rl)), jnp.abs(_finite(ru))))
         scale_dual = 1 + jnp.linalg.norm(self.c)
 
@@ -202,7 +205,7 @@ class LinearProgram:
             gap = jnp.abs(primal_objective - dual)
             return dual_absolute / scale_dual, gap / (1 + jnp.abs(primal_objective) + jnp.abs(dual))
 
-        plain, zeroed = judge(signed), judge(near)
+        plain, zeroed = ((jnp.sqrt(d + signs), row_part + part) for d, part in (plain, (zeroed, of_zeroed)))
         better = jnp.maximum(*normalised(zeroed)) < jnp.maximum(*normalised(plain))
         dual_absolute, dual_objective = (jnp.where(better, b, a) for a, b in zip(plain, zeroed))
         dual, gap = normalised((dual_absolute, dual_objective))
@@ -276,27 +279,27 @@ class LinearProgram:
         tolerance = max(tolerance, 8 * unit)
         dx = jnp.clip(direction.x, jnp.where(jnp.isfinite(l), 0, -jnp.inf), jnp.where(jnp.isfinite(u), 0, jnp.inf))
         dx = columns.replaced(dx, columns.project(direction.x))
-        dx = dx / _positive(_largest(dx))
-        descent = -(self.c @ dx)
-        change = self.A.matvec(dx)
+        dy = self._signed(direction.y, rows)
+        change, z = self.A.matvec(dx), -self.A.rmatvec(dy)
+        # Of size 1 before anything is squared, which could vanish.
+        (size, reach), (most,) = totals([], [jnp.abs(dx), jnp.abs(z)]), totals([], [jnp.abs(dy)])
+        dx, change = dx / _positive(size), change / _positive(size)
+        dy, z = dy / _positive(jnp.maximum(reach, most)), z / _positive(jnp.maximum(reach, most))
         broken = jnp.maximum(jnp.where(jnp.isfinite(rl), -change, 0), jnp.where(jnp.isfinite(ru), change, 0))
         broken = rows.replaced(broken, jnp.abs(change - rows.project(change)))
-        noise = ROUNDING * unit * _norm(self.c * dx)
-        unbounded = (descent > noise) & (_largest(_plus(broken)) <= tolerance * descent)
-
-        dy = self._signed(direction.y, rows)
-        z = -self.A.rmatvec(dy)
-        size = _positive(jnp.maximum(_largest(dy), _largest(z)))
-        dy, z = dy / size, z / size
         kept = jnp.where(jnp.isfinite(l), _plus(z), 0) - jnp.where(jnp.isfinite(u), _plus(-z), 0)
         kept = columns.replaced(kept, columns.project(z))
-        q = jnp.sum(self._row_values(dy, rows))
-        q = q + jnp.sum(_finite(l) * _plus(kept) - _finite(u) * _plus(-kept))
-        # An entry of A'dy errs by at most |column|_2 |dy|_2 units, whatever cancels in it; its bound multiplies that.
+        values = _finite(l) * _plus(kept) - _finite(u) * _plus(-kept)
         side = jnp.maximum(jnp.abs(_finite(rl)), jnp.abs(_finite(ru))) * dy
+        ascent, terms, of_columns, dropped = totals([self.c * dx, (self.c * dx) ** 2, values], [jnp.abs(z - kept)])
+        of_rows, sides, length, most = totals([self._row_values(dy, rows), side**2, dy**2], [broken])
+        descent, noise = -ascent, ROUNDING * unit * jnp.sqrt(terms)
+        unbounded = (descent > noise) & (most <= tolerance * descent)
+        # An entry of A'dy errs by at most |column|_2 |dy|_2 units, whatever cancels in it; its bound multiplies that.
         bound = jnp.maximum(jnp.abs(_finite(l)), jnp.abs(_finite(u))) * self.A.column_norms("l2")
-        noise = ROUNDING * unit * _norm(side, bound * jnp.linalg.norm(dy))
-        infeasible = (q > noise) & (_largest(z - kept) <= tolerance * q)
+        noise = ROUNDING * unit * jnp.sqrt(sides + jnp.sum(bound**2) * length)
+        q = of_rows + of_columns
+        infeasible = (q > noise) & (dropped <= tolerance * q)
         return Rays(infeasible, unbounded, Pair(dx, dy))
 
 
@@ -306,14 +309,6 @@ def _plus(v: Any) -> Any:
 
 def _finite(bound: Any) -> Any:
     return jnp.where(jnp.isfinite(bound), bound, 0)
-
-
-def _largest(v: Any) -> Any:
-    return jnp.max(jnp.abs(v), initial=0)
-
-
-def _norm(*vectors: Any) -> Any:
-    return jnp.sqrt(sum((jnp.sum(v * v) for v in vectors), jnp.zeros((), vectors[0].dtype)))
 
 
 def _positive(size: Any) -> Any:

@@ -83,6 +83,10 @@ class QuadraticSaddle:
         """A pair (or a direction) in the user's units and order."""
         return self.linear.back(pair)
 
+    def judging(self, problem: Any) -> Any:
+        """As for the linear program."""
+        return self.linear.judging(problem)
+
     def prox(self, v: Any, step: Any) -> Any:
         """Projection on the box."""
         return self.linear.prox(v, step)

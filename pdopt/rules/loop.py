@@ -110,6 +110,8 @@ def _unknown(judge: Any, pair: Pair) -> Optimality:
 
 def advance_until(judge: Any, view: Any, method: Any, carry: Carry, until: Any, tolerance: Any, limit: Any) -> Carry:
     """Run blocks until a status is reached, or `until` iterations (the host wants to look), or `limit` (a status)."""
+    if hasattr(view, "judging"):
+        judge = view.judging(judge)
 
     def running(carry: Carry) -> Any:
         return (carry.status == Status.RUNNING) & (carry.iterations < until) | (carry.iterations < 0)

@@ -43,6 +43,15 @@ def _reshape(equation: Any, size: int, values: list[Any], marks: list[bool]) -> 
     return lax.reshape(values[0], (*equation.outvars[0].aval.shape, size))
 
 
+def _reduce(equation: Any, size: int, values: list[Any], marks: list[bool]) -> Any:
+    """A reduction of several arrays at once; they begin with numbers that all members share."""
+    half = len(values) // 2
+    if any(marks[half:]):
+        return None
+    arrays = [spread(v, b, size) for v, b in zip(values[:half], marks[:half])]
+    return equation.primitive.bind(*arrays, *values[half:], **equation.params)
+
+
 def _transpose(equation: Any, size: int, values: list[Any], marks: list[bool]) -> Any:
     order = equation.params["permutation"]
     return lax.transpose(values[0], (*order, len(order)))
@@ -153,5 +162,5 @@ RULES = {
     "broadcast_in_dim": _broadcast, "reshape": _reshape, "squeeze": _reshape, "expand_dims": _reshape,
     "transpose": _transpose, "concatenate": _concatenate, "slice": _slice, "pad": _pad, "gather": _gather,
     "scatter": _scatter, "scatter-add": _scatter, "scatter_add": _scatter, "dot_general": _dot,
-    "dynamic_slice": _dynamic_slice, "dynamic_update_slice": _dynamic_update_slice,
+    "dynamic_slice": _dynamic_slice, "dynamic_update_slice": _dynamic_update_slice, "reduce": _reduce,
 }  # fmt: skip
