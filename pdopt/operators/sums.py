@@ -48,18 +48,21 @@ def inner(a: Change, b: Change) -> Any:
     return _folded(lambda start, stop: a.between(start, stop) * b.between(start, stop), size, 0 * a.after[0])
 
 
+@apart
 def dots(rows: Any, v: Any) -> Any:
-    """`sum_j rows_ij v_j`, each in that order.
+    """`sum_j rows_ij v_j` over the last columns of the rows, as many as v has entries, each in that order.
 
     Example:
-        >>> print(dots(jnp.ones((2, 19)), jnp.arange(19.0)))
+        >>> print(dots(jnp.ones((2, 20)), jnp.arange(19.0)))
         [171. 171.]
     """
     size = v.shape[0]
+    first = rows.shape[1] - size
     if jax.default_backend() != "cpu" or size <= FOLD:
-        return rows @ v
-    between = lambda start, stop: lax.slice_in_dim(rows, start, stop, axis=1) * lax.slice_in_dim(v, start, stop)
-    return _folded(between, size, 0 * rows[:, :1])
+        return rows[:, first:] @ v
+    part = lambda start, stop: lax.slice_in_dim(rows, first + start, first + stop, axis=1)
+    product = lambda start, stop: part(start, stop) * lax.slice_in_dim(v, start, stop)
+    return _folded(product, size, 0 * part(0, 1))
 
 
 def mean(weights: Any, rows: Any) -> Any:

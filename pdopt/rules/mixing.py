@@ -116,7 +116,7 @@ class Anderson:
 
         def best() -> tuple[Any, Any, Any, Any]:
             held, residual = lax.stop_gradient((rows, latest))
-            own = dots(held[:, size:], residual[size:])
+            own = dots(held, residual[size:])
             line, column = order == place, order[:, None] == place
             gram = jnp.where(line, own[:, None], jnp.where(column, own[None], past.gram))
             age = lax.rem(place - order + self.memory, jnp.int32(self.memory))
