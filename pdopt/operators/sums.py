@@ -61,8 +61,9 @@ def dots(rows: Any, v: Any) -> Any:
     if jax.default_backend() != "cpu" or size <= FOLD:
         return rows[:, first:] @ v
     part = lambda start, stop: lax.slice_in_dim(rows, first + start, first + stop, axis=1)
-    product = lambda start, stop: part(start, stop) * lax.slice_in_dim(v, start, stop)
-    return _folded(product, size, 0 * part(0, 1))
+    # Every product is rounded before it is added: XLA may store some of them, and those beside them not.
+    zero = 0 * part(0, 1)
+    return _folded(lambda start, stop: part(start, stop) * lax.slice_in_dim(v, start, stop) + zero, size, zero)
 
 
 def mean(weights: Any, rows: Any) -> Any:

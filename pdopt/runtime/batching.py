@@ -102,8 +102,9 @@ def within(function: Callable[..., Any], size: int, arguments: Any, unsplit: boo
         unsplit: whether what this is traced into is compiled by `apart.UNSPLIT`.
 
     Example:
-        >>> print(within(lambda a, x: (2 * a, a * x), 2, (3.0, Last(jnp.array([1.0, 2.0])))))
-        (6.0, Last(value=Array([3., 6.], dtype=float32)))
+        >>> shared, own = within(lambda a, x: (2 * a, a * x), 2, (3.0, Last(jnp.array([1.0, 2.0]))))
+        >>> print(shared, own.value)
+        6.0 [3. 6.]
     """
     leaves, tree = jax.tree.flatten(arguments, is_leaf=is_last)
     marks = [isinstance(leaf, Last) for leaf in leaves]
