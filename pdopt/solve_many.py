@@ -8,25 +8,27 @@ matrix that all share are matrix-matrix products, and a member takes the iterati
 
 import dataclasses
 from collections.abc import Mapping
-from functools import partial
-from typing import Any
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from pdopt.errors import InvalidOption, InvalidProblem, UnsupportedProblem, unknown_name
 from pdopt.operators.sparse import Sparse
 from pdopt.rules.loop import advance_until
-from pdopt.runtime.batching import along_last
+from pdopt.runtime.apart import UNSPLIT
+from pdopt.runtime.batching import Last, all_last, is_last, within
+from pdopt.runtime.light import knows
 from pdopt.runtime.precision import as_array, precision_scope
 from pdopt.solve import checked_options, checked_start, default_method, finish, floating_type, prepare
 from pdopt.types import Pair, Solution, Status
 
-WIDTH = 32  # members at a time: on a CPU the fastest of 16 to 256 on e226 (their vectors stay in the second cache)
+WIDTH = 16  # members at a time: on a CPU the fastest of 8 to 32 on e226 (their vectors stay in the second cache)
 LANES = 8  # a batch is a multiple of it: members beyond the last full vector of a CPU may round another way
 FIELDS = ("c", "A", "row_lower", "row_upper", "lower", "upper", "Q", "offset")
+VECTORS = {"xla_cpu_prefer_vector_width": 512}  # of a CPU that has them: half the instructions
 CHECKS = 16  # between two looks at who has ended
 
 
@@ -101,31 +103,47 @@ def solve_many(
         return _pool(problem, method, members, starts, count, min(width, -(-count // LANES) * LANES), options)
 
 
+class Lot(NamedTuple):
+    """Members that are advanced together: their judge, view and carry (batch last), and the number of each (-1: none).
+
+    Beginners, whose checks come more often, are a lot of their own until they are none any more: among others they
+    would wait at each check for those whose block is longer.
+    """
+
+    judge: Any
+    view: Any
+    carry: Any
+    places: np.ndarray
+
+
+class Programs(NamedTuple):
+    """What is compiled: once each, for a width."""
+
+    enter: Any
+    advance: Any
+    exchange: Any
+    leave: Any
+
+
 def _pool(
     problem: Any, method: Any, members: Any, starts: Any, count: int, width: int, options: tuple[Any, Any]
 ) -> Solution:
-    """The host's loop: fill places, advance all, take out who has ended."""
-    places, waiting = np.full(width, -1), 0
+    """The host's loop: let a lot begin, fill places from it, advance all, take out who has ended."""
+    programs = _programs(jax.default_backend() == "cpu")
+    tolerance, limit = options
+    beginning = np.full(width, getattr(method, "early", 0), np.int32)
+    taken = lambda places: jax.tree.map(lambda leaf: leaf[np.maximum(places, 0)], (members, starts))
     out: Any = None
-    none = np.zeros(width, bool)
-    rows = np.zeros(width, int)
-    taken = lambda rows: jax.tree.map(lambda leaf: leaf[rows], (members, starts))
-    # The carry of nobody, so that the first advance is the same compiled program as all others.
-    shapes = _advance.eval_shape(problem, method, *taken(rows), None, none, *options, width=width)[0]
-    carry: Any = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     left = count
-    while left:
-        empty = np.flatnonzero(places < 0)[: count - waiting]
-        fresh = np.full(width, waiting == 0)  # at first a place without a member takes the first one's problem
-        fresh[empty] = True
-        places[empty] = np.arange(waiting, waiting + empty.size)
-        waiting += empty.size
-        # A place that nobody waits for goes on holding somebody who has ended: frozen, and never read again.
-        rows = np.maximum(places, 0)
-        carry, found = _advance(problem, method, *taken(rows), carry, fresh, *options, width=width)
-        status = np.asarray(carry.status)
-        done = np.flatnonzero((places >= 0) & (status != Status.RUNNING))
+
+    def advanced(lot: Lot, until: np.ndarray) -> Lot:
+        """The lot after more checks, without those who have ended; they are in `out`."""
+        nonlocal out, left
+        carry = programs.advance(lot.judge, lot.view, method, lot.carry, until, tolerance, limit, width=width)
+        done = np.flatnonzero((lot.places >= 0) & (np.asarray(carry.status.value) != Status.RUNNING))
+        places = lot.places.copy()
         if done.size:
+            found = programs.leave(problem, taken(places)[0], carry, tolerance, width=width)
             found = jax.tree.map(np.asarray, found)
             if out is None:
                 out = jax.tree.map(lambda leaf: np.zeros((count, *leaf.shape[1:]), leaf.dtype), found)
@@ -133,28 +151,82 @@ def _pool(
                 target[places[done]] = leaf[done]
             places[done] = -1
             left -= done.size
+        return lot._replace(carry=carry, places=places)
+
+    def begun(first: int) -> Lot:
+        """The next members, past the checks of beginners; places beyond the last one hold it once more, unread."""
+        places = np.arange(first, first + width)
+        held = programs.enter(problem, method, *taken(np.minimum(places, count - 1)), tolerance, width=width)
+        return advanced(Lot(*held, places=np.where(places < count, places, -1)), beginning)
+
+    def filled(pool: Lot, room: Lot) -> tuple[Lot, Lot]:
+        """The pool with members of the room in places that are free, and the room without them."""
+        free, ready = np.flatnonzero(pool.places < 0), np.flatnonzero(room.places >= 0)
+        free, ready = free[: ready.size], ready[: free.size]
+        source, places, rest = np.full(width, -1), pool.places.copy(), room.places.copy()
+        source[free], places[free], rest[ready] = ready, room.places[ready], -1
+        held = programs.exchange(pool[:3], room[:3], source)
+        return Lot(*held, places=places), room._replace(places=rest)
+
+    pool, waiting = begun(0), width
+    room = pool._replace(places=np.full(width, -1))
+    while left:
+        while np.any(pool.places < 0) and (waiting < count or np.any(room.places >= 0)):
+            if np.all(room.places < 0):
+                room, waiting = begun(waiting), waiting + width
+            pool, room = filled(pool, room)
+        if left:
+            done = np.maximum(np.asarray(pool.carry.iterations.value), 0)
+            pool = advanced(pool, done + CHECKS * method.every)
     return out
 
 
-@partial(jax.jit, static_argnames=("width",))
-def _advance(
-    problem: Any, method: Any, members: Any, starts: Any, carry: Any, fresh: Any, tolerance: Any, limit: Any, width: int
-) -> tuple[Any, Solution]:
-    def one(
-        problem: Any, method: Any, member: Any, start: Any, carry: Any, fresh: Any, tolerance: Any, limit: Any
-    ) -> Any:
-        changed = _changed(problem, member)
-        judge, view, first = prepare(changed, method, start, tolerance, 0)
-        judge = _laid(judge)
-        carry = first if carry is None else optax.tree.where(fresh, first, carry)
-        until = jnp.maximum(carry.iterations, 0) + CHECKS * method.every
-        carry = advance_until(judge, view, method, carry, until, tolerance, limit)
-        return carry, finish(changed, carry, tolerance)
+def _enter(problem: Any, method: Any, members: Any, starts: Any, tolerance: Any, width: int, unsplit: bool) -> Any:
+    """Judges, views and first carries of members."""
 
-    arguments = (problem, method, members, starts, carry, fresh, tolerance, limit)
-    shared = (False, False, True, True, True, True, False, False)
-    marks = tuple(jax.tree.map(lambda _, mark=mark: mark, part) for part, mark in zip(arguments, shared))
-    return along_last(one, width, marks, arguments)
+    def one(problem: Any, method: Any, member: Any, start: Any, tolerance: Any) -> Any:
+        judge, view, first = prepare(_changed(problem, member), method, start, tolerance, 0)
+        return _laid(judge), view, first
+
+    given = (problem, method, *_ranked((members, starts)), tolerance)
+    judge, view, carry = within(one, width, given, unsplit)
+    return judge, view, all_last(carry, width)
+
+
+def _advance(
+    judge: Any, view: Any, method: Any, carry: Any, until: Any, tolerance: Any, limit: Any, width: int, unsplit: bool
+) -> Any:
+    given = (judge, view, method, carry, Last(until), tolerance, limit)
+    return all_last(within(advance_until, width, given, unsplit), width)
+
+
+def _exchange(pool: Any, room: Any, source: Any) -> Any:
+    """The pool with what the room has at place `source[k]` in its place k; nothing new where that is negative."""
+    put = lambda old, new: Last(jnp.where(source < 0, old.value, new.value[..., source])) if is_last(old) else old
+    return jax.tree.map(put, pool, room, is_leaf=is_last)
+
+
+def _leave(problem: Any, members: Any, carry: Any, tolerance: Any, width: int, unsplit: bool) -> Solution:
+    """The solutions as they stand, the members in front."""
+    one = lambda problem, member, carry, tolerance: finish(_changed(problem, member), carry, tolerance)
+    found = within(one, width, (problem, _ranked(members), carry, tolerance), unsplit)
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf.value, -1, 0), all_last(found, width), is_leaf=is_last)
+
+
+def _ranked(tree: Any) -> Any:
+    """Leaves with their members in front, with them last."""
+    return jax.tree.map(lambda leaf: Last(jnp.moveaxis(leaf, 0, -1)), tree)
+
+
+@cache
+def _programs(cpu: bool) -> Programs:
+    """Compiled on a CPU so that no kernel is split between threads: each is a few microseconds of work."""
+    unsplit = cpu and knows(UNSPLIT)
+    options = {**UNSPLIT, **VECTORS} if unsplit else None
+    fitted = lambda function: jax.jit(
+        partial(function, unsplit=unsplit), static_argnames=("width",), compiler_options=options
+    )
+    return Programs(fitted(_enter), fitted(_advance), jax.jit(_exchange, compiler_options=options), fitted(_leave))
 
 
 def _changed(problem: Any, member: Mapping[str, Any]) -> Any:

@@ -8,7 +8,7 @@ does not depend on how many members a batch has, so a member rounds as it does a
 about `7 log_8 n` units of rounding in place of n.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -44,17 +44,41 @@ def inner(a: Change, b: Change) -> Any:
     size = a.after.shape[0]
     if jax.default_backend() != "cpu" or size <= FOLD:
         return jnp.vdot(a.between(0, size), b.between(0, size))
-    part = size // FOLD
     # With a zero that is not known to be one a product is rounded before it is added, whatever it is compiled into.
-    zero = 0 * a.after[0]
-    product = lambda start, stop: a.between(start, stop) * b.between(start, stop)
-    first, rest = product(0, part) + zero, [product(FOLD * part, size) + zero]
-    value = _added([first, *(product(k * part, (k + 1) * part) for k in range(1, FOLD))])
-    while value.shape[0] > FOLD:
-        part = value.shape[0] // FOLD
-        rest.append(lax.slice_in_dim(value, FOLD * part, value.shape[0]))
-        value = _added([lax.slice_in_dim(value, k * part, (k + 1) * part) for k in range(FOLD)])
-    return _added([lax.index_in_dim(piece, k, 0, False) for piece in (value, *rest) for k in range(piece.shape[0])])
+    return _folded(lambda start, stop: a.between(start, stop) * b.between(start, stop), size, 0 * a.after[0])
+
+
+@apart
+def dots(rows: Any, v: Any) -> Any:
+    """`sum_j rows_ij v_j` over the last columns of the rows, as many as v has entries, each in that order.
+
+    Example:
+        >>> print(dots(jnp.ones((2, 20)), jnp.arange(19.0)))
+        [171. 171.]
+    """
+    size = v.shape[0]
+    first = rows.shape[1] - size
+    if jax.default_backend() != "cpu" or size <= FOLD:
+        return rows[:, first:] @ v
+    part = lambda start, stop: lax.slice_in_dim(rows, first + start, first + stop, axis=1)
+    # Every product is rounded before it is added: XLA may store some of them, and those beside them not.
+    zero = 0 * part(0, 1)
+    return _folded(lambda start, stop: part(start, stop) * lax.slice_in_dim(v, start, stop) + zero, size, zero)
+
+
+def mean(weights: Any, rows: Any) -> Any:
+    """`sum_i weights_i rows_ij`, the rows one after the other.
+
+    Example:
+        >>> print(mean(jnp.array([0.5, 0.5]), jnp.array([[1.0, 2.0], [3.0, 4.0]])))
+        [2. 3.]
+    """
+    if jax.default_backend() != "cpu":
+        return weights @ rows
+    total = 0 * rows[0]
+    for weight, row in zip(weights, rows):
+        total = total + weight * row
+    return total
 
 
 def squared(v: Any) -> Any:
@@ -99,6 +123,19 @@ def _(count: int, primals: Any, tangents: Any) -> Any:
 
 def _one_by_one(vectors: tuple[Any, ...], count: int) -> tuple[Any, ...]:
     return tuple(jnp.sum(v) if k < count else jnp.max(v, initial=0) for k, v in enumerate(vectors))
+
+
+def _folded(product: Callable[[int, int], Any], size: int, zero: Any) -> Any:
+    """The sum of `product(0, size)` along its last axis, whose slices `product` makes."""
+    part = size // FOLD
+    first, rest = product(0, part) + zero, [product(FOLD * part, size) + zero]
+    value = _added([first, *(product(k * part, (k + 1) * part) for k in range(1, FOLD))])
+    while value.shape[-1] > FOLD:
+        part = value.shape[-1] // FOLD
+        rest.append(lax.slice_in_dim(value, FOLD * part, value.shape[-1], axis=-1))
+        value = _added([lax.slice_in_dim(value, k * part, (k + 1) * part, axis=-1) for k in range(FOLD)])
+    pieces = (value, *rest)
+    return _added([lax.index_in_dim(piece, k, -1, False) for piece in pieces for k in range(piece.shape[-1])])
 
 
 def _added(terms: list[Any]) -> Any:

@@ -20,6 +20,7 @@ import numpy as np
 from jax import lax
 
 from pdopt.errors import InvalidOption, require_range
+from pdopt.operators.sums import dots, mean
 from pdopt.types import record
 
 
@@ -109,13 +110,13 @@ class Anderson:
         place = lax.rem(past.place + jnp.asarray(due, jnp.int32), jnp.int32(self.memory))
         old = lax.dynamic_index_in_dim(past.rows, place, keepdims=False)
         # Written where it belongs: the rows themselves would be copied by every branch that they go through.
-        rows = lax.dynamic_update_slice_in_dim(past.rows, lax.cond(due, row, lambda: old)[None], place, 0)
+        latest = lax.cond(due, row, lambda: old)
+        rows = lax.dynamic_update_slice_in_dim(past.rows, latest[None], place, 0)
         order = jnp.arange(self.memory, dtype=place.dtype)
 
         def best() -> tuple[Any, Any, Any, Any]:
-            held = lax.stop_gradient(rows)
-            latest = lax.dynamic_index_in_dim(held, place, keepdims=False)
-            own = held @ jnp.where(jnp.arange(latest.size) < size, 0, latest)
+            held, residual = lax.stop_gradient((rows, latest))
+            own = dots(held, residual[size:])
             line, column = order == place, order[:, None] == place
             gram = jnp.where(line, own[:, None], jnp.where(column, own[None], past.gram))
             age = lax.rem(place - order + self.memory, jnp.int32(self.memory))
@@ -174,8 +175,8 @@ def _like(tree: Any, weights: Any, total: Any, rows: Any) -> Any:
     """The mean of rows as a tree like this one; what follows it in a row is left out."""
     leaves, structure = jax.tree.flatten(tree)
     ends = np.cumsum([leaf.size for leaf in leaves])
-    mean = weights @ rows / total
-    return structure.unflatten(mean[end - leaf.size : end].reshape(leaf.shape) for leaf, end in zip(leaves, ends))
+    point = mean(weights, rows[:, : ends[-1]]) / total
+    return structure.unflatten(point[end - leaf.size : end].reshape(leaf.shape) for leaf, end in zip(leaves, ends))
 
 
 def _eliminated(rows: Any) -> Any:

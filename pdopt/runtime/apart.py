@@ -10,9 +10,11 @@ threads ("Symbols not found: ParallelForkJoin", jaxlib 0.10.2): such a function 
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,6 +25,42 @@ MARK = "inlineable"  # the attribute of a call that XLA's inliner reads
 LEAST = 2**13  # bytes of arguments below which a call costs more than it saves
 SPLIT = 2**19  # bytes that a kernel moves from which XLA splits it between two threads
 ONE_KERNEL = "small_while_loop_byte_threshold"  # of XLA_FLAGS
+
+
+class Batch(NamedTuple):
+    """What is known while a function is traced for one member of a batch.
+
+    `members`: how many there are. `unsplit`: whether the program is compiled by `UNSPLIT`.
+    """
+
+    members: int = 1
+    unsplit: bool = False
+
+
+UNSPLIT = {"xla_disable_hlo_passes": "cpu-parallel-task-assigner"}  # options by which no kernel is split
+ALONE = Batch()
+_traced: ContextVar[Batch] = ContextVar("traced", default=ALONE)
+
+
+@contextmanager
+def traced_for(batch: Batch) -> Iterator[None]:
+    """A scope in which functions are traced for one member of a batch: its arrays are so many times as large.
+
+    Example:
+        >>> with traced_for(Batch(8)):
+        ...     print(traced().members)
+        8
+    """
+    token = _traced.set(batch)
+    try:
+        yield
+    finally:
+        _traced.reset(token)
+
+
+def traced() -> Batch:
+    """The batch that is traced for, of one member outside every scope."""
+    return _traced.get()
 
 
 def apart(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -38,7 +76,7 @@ def apart(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def call(*arguments: Any) -> Any:
         leaves = jax.tree.leaves(arguments)
-        large = sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in leaves) >= LEAST
+        large = traced().members * sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in leaves) >= LEAST
         if jax.default_backend() != "cpu" or not large:
             return function(*arguments)
         if not fits([*leaves, *jax.tree.leaves(jax.eval_shape(compiled, *arguments))]):
@@ -76,4 +114,4 @@ def fits(values: Sequence[Any]) -> bool:
     It counts what a kernel reads and writes. (Where more is computed than moved, as in products with a batch, it
     splits much smaller ones; `runtime/batching.py` keeps those out of the kernels of loops.)
     """
-    return not one_kernel() or sum(v.size * np.dtype(v.dtype).itemsize for v in values) < SPLIT
+    return not one_kernel() or traced().unsplit or sum(v.size * np.dtype(v.dtype).itemsize for v in values) < SPLIT

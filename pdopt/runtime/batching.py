@@ -15,10 +15,9 @@ frozen, as in `jax.vmap`; and loops inside it do not go on for them, as they do 
 compute is thrown away.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +26,8 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from pdopt.runtime.apart import called, holds_apart, is_apart, one_kernel
+from pdopt.runtime.apart import Batch, called, holds_apart, is_apart, one_kernel, traced, traced_for
+from pdopt.runtime.batch_rules import RULES, spread, widen
 from pdopt.runtime.precision import precision_scope
 
 _SAME_SHAPE = """abs add and atan2 cbrt ceil clamp convert_element_type copy copy_p cos div eq erf exp exp2 expm1 floor
@@ -40,7 +40,6 @@ ALONG_AXES = frozenset((*(f"reduce_{kind}" for kind in _REDUCTIONS), "argmax", "
 # A function with a rule of its own for batches (`custom_vmap`) is no mere call.
 CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "custom_jvp_call": "call_jaxpr",
          "remat": "jaxpr", "checkpoint": "jaxpr"}  # fmt: skip
-PRODUCT = 4096  # multiplications of a member up to which a batch of products is written as a sum
 
 
 def minor(function: Callable[..., Any], width: int | None = None) -> Callable[..., Any]:
@@ -82,13 +81,59 @@ def along_last(function: Callable[..., Any], size: int, batched: Any, arguments:
         [3. 6.]
     """
     leaves, tree = jax.tree.flatten(arguments)
-    marks = jax.tree.leaves(batched)
-    single = [_of_one(v, int(b)) for v, b in zip(leaves, marks)]
-    closed, shapes = jax.make_jaxpr(lambda *flat: function(*jax.tree.unflatten(tree, flat)), return_shape=True)(*single)
-    values = [jnp.moveaxis(v, 0, -1) if b else v for v, b in zip(leaves, marks)]
-    found, flags = _evaluate(closed, size, values, marks)
-    out = [jnp.moveaxis(_spread(v, b, size), -1, 0) for v, b in zip(found, flags)]
-    return jax.tree.unflatten(jax.tree.structure(shapes), out)
+    given = [Last(jnp.moveaxis(v, 0, -1)) if b else v for v, b in zip(leaves, jax.tree.leaves(batched))]
+    found = within(function, size, jax.tree.unflatten(tree, given))
+    return jax.tree.map(lambda v: jnp.moveaxis(_last(v, size).value, -1, 0), found, is_leaf=is_last)
+
+
+class Last(NamedTuple):
+    """An array that has the batch along its last axis, in a tree of arrays that have none."""
+
+    value: Any
+
+
+def within(function: Callable[..., Any], size: int, arguments: Any, unsplit: bool = False) -> Any:
+    """`function` of trees in which a batch of `size` is marked by `Last`; what depends on the batch comes back so.
+
+    What does not is computed once and comes back as it is, so that several programs may hand a batch to each other.
+
+    Args:
+        function, size, arguments: as of `along_last`, but for the axis and the marks.
+        unsplit: whether what this is traced into is compiled by `apart.UNSPLIT`.
+
+    Example:
+        >>> shared, own = within(lambda a, x: (2 * a, a * x), 2, (3.0, Last(jnp.array([1.0, 2.0]))))
+        >>> print(shared, own.value)
+        6.0 [3. 6.]
+    """
+    leaves, tree = jax.tree.flatten(arguments, is_leaf=is_last)
+    marks = [isinstance(leaf, Last) for leaf in leaves]
+    values = [leaf.value if b else leaf for leaf, b in zip(leaves, marks)]
+    single = [_of_one(v, b) for v, b in zip(values, marks)]
+    flat = lambda *flat: function(*jax.tree.unflatten(tree, flat))
+    with traced_for(Batch(size * traced().members, unsplit)):
+        closed, shapes = jax.make_jaxpr(flat, return_shape=True)(*single)
+        found, flags = _evaluate(closed, size, values, marks)
+    return jax.tree.unflatten(jax.tree.structure(shapes), [Last(v) if b else v for v, b in zip(found, flags)])
+
+
+def all_last(tree: Any, size: int) -> Any:
+    """The tree with a batch in every leaf.
+
+    Example:
+        >>> print(all_last((Last(jnp.ones(2)), jnp.zeros(())), 2)[1].value)
+        [0. 0.]
+    """
+    return jax.tree.map(lambda v: _last(v, size), tree, is_leaf=is_last)
+
+
+def _last(leaf: Any, size: int) -> Last:
+    return leaf if isinstance(leaf, Last) else Last(spread(leaf, False, size))
+
+
+def is_last(leaf: Any) -> bool:
+    """Whether a leaf has the batch."""
+    return isinstance(leaf, Last)
 
 
 def in_turns(function: Callable[..., Any], size: int, batched: Any, arguments: Any, *, width: int) -> Any:
@@ -122,26 +167,11 @@ def in_turns(function: Callable[..., Any], size: int, batched: Any, arguments: A
     return jax.tree.map(join, found)
 
 
-def _of_one(value: Any, batched: int) -> Any:
+def _of_one(value: Any, batched: bool) -> Any:
     """What a member sees of a leaf; Python's numbers stay weak."""
     kind = jax.typeof(value)
-    return jax.ShapeDtypeStruct(kind.shape[batched:], kind.dtype, weak_type=kind.weak_type)
-
-
-def _spread(value: Any, batched: Any, size: int) -> Any:
-    """The value with a last axis of the batch."""
-    if batched:
-        return value
-    shape = np.shape(value)
-    return lax.broadcast_in_dim(value, (*shape, size), tuple(range(len(shape))))
-
-
-def _widen(value: Any, batched: Any, shape: tuple[int, ...], size: int) -> Any:
-    """An operand of an elementwise operation, of shape `shape` or scalar, as `(*shape, size)`."""
-    rank = np.ndim(value) - int(batched)
-    if rank == len(shape):
-        return _spread(value, batched, size)
-    return lax.broadcast_in_dim(value, (*shape, size), (len(shape),) if batched else ())
+    shape = kind.shape[:-1] if batched else kind.shape
+    return jax.ShapeDtypeStruct(shape, kind.dtype, weak_type=kind.weak_type)
 
 
 def _evaluate(
@@ -189,11 +219,13 @@ def _apply(equation: Any, size: int, values: list[Any], marks: list[bool], alive
         return _inlined(equation, size, values, marks, alive)
     if primitive.name == "while":
         return _loop(params, size, values, marks, alive)
+    if primitive.name == "cond":
+        return _choice(params, size, values, marks, alive)
     rule = RULES.get(primitive.name)
     found = None
     if primitive.name in ELEMENTWISE:
         shape = equation.outvars[0].aval.shape
-        found = primitive.bind(*(_widen(v, b, shape, size) for v, b in zip(values, marks)), **params)
+        found = primitive.bind(*(widen(v, b, shape, size) for v, b in zip(values, marks)), **params)
     elif primitive.name in ALONG_AXES:
         found = primitive.bind(*values, **params)
     elif rule is not None:
@@ -202,6 +234,29 @@ def _apply(equation: Any, size: int, values: list[Any], marks: list[bool], alive
         axes = [-1 if b else None for b in marks]
         found = jax.vmap(partial(primitive.bind, **params), in_axes=axes, out_axes=-1)(*values)
     found = list(found) if primitive.multiple_results else [found]
+    return found, [True] * len(found)
+
+
+def _choice(
+    params: dict[str, Any], size: int, values: list[Any], marks: list[bool], alive: Any
+) -> tuple[list[Any], list[bool]]:
+    """A `cond`: each member's own branch, all of which are computed, or one branch that all take."""
+    which, operands = values[0], values[1:]
+
+    def taken(branch: ClosedJaxpr, members: Any, *operands: Any) -> list[Any]:
+        found, flags = _evaluate(branch, size, operands, marks[1:], members)
+        return [spread(v, b, size) for v, b in zip(found, flags)]
+
+    branches = params["branches"]
+    if not marks[0]:
+        found = lax.switch(which, [partial(taken, branch, alive) for branch in branches], *operands)
+        return list(found), [True] * len(found)
+    found: list[Any] = []
+    for k, branch in enumerate(branches):
+        mine = which == k
+        each = taken(branch, mine if alive is None else mine & alive, *operands)
+        keep = lambda new, old, mine=mine: lax.select(widen(mine, True, np.shape(new)[:-1], size), new, old)
+        found = [keep(new, old) for new, old in zip(each, found)] if k else each
     return found, [True] * len(found)
 
 
@@ -214,7 +269,7 @@ def _inlined(equation: Any, size: int, values: list[Any], marks: list[bool], ali
 
     def whole(*values: Any) -> list[Any]:
         found, own = _evaluate(closed, size, values, marks, alive)
-        return [_spread(v, b, size) if f else v for v, b, f in zip(found, own, flags)]
+        return [spread(v, b, size) if f else v for v, b, f in zip(found, own, flags)]
 
     return called(jax.jit(whole), *values), flags
 
@@ -258,7 +313,7 @@ def _loop(
     carry = _carried(params, marks)
     of_test, of_body = values[:tests], values[tests : tests + bodies]
     start = [
-        _spread(v, b, size) if c else v for v, b, c in zip(values[tests + bodies :], marks[tests + bodies :], carry)
+        spread(v, b, size) if c else v for v, b, c in zip(values[tests + bodies :], marks[tests + bodies :], carry)
     ]
 
     def test(state: list[Any]) -> tuple[Any, bool]:
@@ -276,13 +331,13 @@ def _loop(
         body_marks = [*marks[tests : tests + bodies], *carry]
         inner = goes if batched else alive
         after, flags = _evaluate(params["body_jaxpr"], size, [*of_body, *state], body_marks, inner)
-        after = [_spread(v, b, size) if c else v for v, b, c in zip(after, flags, carry)]
+        after = [spread(v, b, size) if c else v for v, b, c in zip(after, flags, carry)]
         if not batched:
             return after
-        keep = lambda new, old: lax.select(_widen(goes, True, np.shape(old)[:-1], size), new, old)
+        keep = lambda new, old: lax.select(widen(goes, True, np.shape(old)[:-1], size), new, old)
         return [keep(new, old) if c else new for new, old, c in zip(after, state, carry)]
 
-    if not (one_kernel() and holds_apart(params["body_jaxpr"].jaxpr)):
+    if traced().unsplit or not (one_kernel() and holds_apart(params["body_jaxpr"].jaxpr)):
         return lax.while_loop(going, body, start), carry
 
     # XLA would make one kernel of the loop and split a product in it between threads, which fails ("Symbols not found:
@@ -293,107 +348,3 @@ def _loop(
 
     pin = jnp.zeros(2, jnp.int32)
     return lax.while_loop(lambda both: going(both[0]) & (both[1][1] >= 0), pinned, (start, pin))[0], carry
-
-
-def _broadcast(equation: Any, size: int, values: list[Any], marks: list[bool]) -> Any:
-    shape, dims = equation.params["shape"], equation.params["broadcast_dimensions"]
-    return lax.broadcast_in_dim(values[0], (*shape, size), (*dims, len(shape))) if len(values) == 1 else None
-
-
-def _reshape(equation: Any, size: int, values: list[Any], marks: list[bool]) -> Any:
-    if equation.params.get("dimensions") is not None or len(values) > 1:
-        return None
-    return lax.reshape(values[0], (*equation.outvars[0].aval.shape, size))
-
-
-def _reduce(equation: Any, size: int, values: list[Any], marks: list[bool]) -> Any:
-    """A reduction of several arrays at once; they begin with numbers that all members share."""
-    half = len(values) // 2
-    if any(marks[half:]):
-        return None
-    arrays = [_spread(v, b, size) for v, b in zip(values[:half], marks[:half])]
-    return equation.primitive.bind(*arrays, *values[half:], **equation.params)
-
-
-def _transpose(equation: Any, size: int, values: list[Any], marks: list[bool]) -> Any:
-    order = equation.params["permutation"]
-    return lax.transpose(values[0], (*order, len(order)))
-
-
-def _concatenate(equation: Any, size: int, values: list[Any], marks: list[bool]) -> Any:
-    return lax.concatenate([_spread(v, b, size) for v, b in zip(values, marks)], equation.params["dimension"])
-
-
-def _slice(equation: Any, size: int, values: list[Any], marks: list[bool]) -> Any:
-    p = equation.params
-    strides = None if p["strides"] is None else (*p["strides"], 1)
-    return lax.slice(values[0], (*p["start_indices"], 0), (*p["limit_indices"], size), strides)
-
-
-def _pad(equation: Any, size: int, values: list[Any], marks: list[bool]) -> Any:
-    if marks[1]:
-        return None
-    return lax.pad(values[0], values[1], (*equation.params["padding_config"], (0, 0, 0)))
-
-
-def _gather(equation: Any, size: int, values: list[Any], marks: list[bool]) -> Any:
-    p = equation.params
-    if marks[1]:
-        return None
-    dims, rank = p["dimension_numbers"], len(equation.outvars[0].aval.shape)
-    dims = dims._replace(offset_dims=(*dims.offset_dims, rank))
-    return equation.primitive.bind(
-        *values, **{**p, "dimension_numbers": dims, "slice_sizes": (*p["slice_sizes"], size)}
-    )
-
-
-def _scatter(equation: Any, size: int, values: list[Any], marks: list[bool]) -> Any:
-    operand, index, update = values
-    if marks[1]:
-        return None
-    p, rank = equation.params, np.ndim(update) - int(marks[2])
-    dims = p["dimension_numbers"]
-    dims = dims._replace(update_window_dims=(*dims.update_window_dims, rank))
-    both = (_spread(operand, marks[0], size), index, _spread(update, marks[2], size))
-    return equation.primitive.bind(*both, **{**p, "dimension_numbers": dims})
-
-
-def _dot(equation: Any, size: int, values: list[Any], marks: list[bool]) -> Any:
-    """Inner products member by member; a matrix times a batch of vectors is one product of matrices."""
-    p = equation.params
-    (left, right), alone = p["dimension_numbers"][0], p["dimension_numbers"][1] == ((), ())
-    ranks = [np.ndim(v) - int(b) for v, b in zip(values, marks)]
-    kinds = {jnp.result_type(v) for v in values}
-    if not alone or len(kinds) > 1 or p["preferred_element_type"] not in (None, *kinds):
-        return None
-    if ranks == [1, 1] and left == right == (0,):
-        a, b = (_spread(v, m, size) for v, m in zip(values, marks))
-        return jnp.sum(a * b, axis=0)
-    if all(marks):
-        return _products(values, left, right, p["preferred_element_type"])
-    if marks[0]:
-        if ranks[0] > 1 and ranks[1] > len(right) and ranks[0] > len(left):
-            return None
-        values, left, right = values[::-1], right, left
-    return lax.dot_general(values[0], values[1], ((left, right), ((), ())), p["precision"], p["preferred_element_type"])
-
-
-def _products(values: list[Any], left: Sequence[int], right: Sequence[int], kind: Any) -> Any:
-    """Small matrices times small matrices, all of them batched: one fused sum, where a product takes each by itself."""
-    a, b = values
-    rest = [d for d in range(a.ndim - 1) if d not in left], [d for d in range(b.ndim - 1) if d not in right]
-    a = a.transpose(*left, *rest[0], a.ndim - 1)
-    b = b.transpose(*right, *rest[1], b.ndim - 1)
-    inner, outer, own = a.shape[: len(left)], a.shape[len(left) : -1], b.shape[len(right) : -1]
-    if math.prod((*inner, *outer, *own)) > PRODUCT or not inner:
-        return None
-    a = a.reshape(*inner, *outer, *(1 for _ in own), a.shape[-1])
-    b = b.reshape(*inner, *(1 for _ in outer), *own, b.shape[-1])
-    return jnp.sum(a * b, axis=tuple(range(len(inner)))).astype(kind or a.dtype)
-
-
-RULES = {
-    "broadcast_in_dim": _broadcast, "reshape": _reshape, "squeeze": _reshape, "expand_dims": _reshape,
-    "transpose": _transpose, "concatenate": _concatenate, "slice": _slice, "pad": _pad, "gather": _gather,
-    "scatter": _scatter, "scatter-add": _scatter, "scatter_add": _scatter, "dot_general": _dot, "reduce": _reduce,
-}  # fmt: skip

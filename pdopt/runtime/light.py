@@ -53,14 +53,23 @@ def is_light(problem: Any, *others: Any) -> bool:
         return False
     one_kernel = ONE_KERNEL in os.environ.get("XLA_FLAGS", "")
     size = sum(getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(problem))
-    return one_kernel and size <= MOST and jax.default_backend() == "cpu" and _known()
+    return one_kernel and size <= MOST and jax.default_backend() == "cpu" and knows(SETTINGS)
+
+
+def knows(settings: dict[str, Any]) -> bool:
+    """Whether this XLA still has the settings; without them everything works as by default.
+
+    Example:
+        >>> knows({"xla_no_such_setting": 1})
+        False
+    """
+    return _known(tuple(sorted(settings.items())))
 
 
 @functools.cache
-def _known() -> bool:
-    """Whether this XLA still has the settings; without them everything works as by default."""
+def _known(settings: tuple[tuple[str, Any], ...]) -> bool:
     try:
-        jax.jit(lambda x: x, compiler_options=SETTINGS).lower(jax.ShapeDtypeStruct((), jnp.float32)).compile()
+        jax.jit(lambda x: x, compiler_options=dict(settings)).lower(jax.ShapeDtypeStruct((), jnp.float32)).compile()
     except jax.errors.JaxRuntimeError:
         return False
     return True

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pdopt.runtime.apart import LEAST, ONE_KERNEL, SPLIT, apart, fits
+from pdopt.runtime.apart import LEAST, ONE_KERNEL, SPLIT, Batch, apart, fits, traced_for
 from pdopt.runtime.batching import minor
 
 FLAGS = f"--xla_backend_extra_options=xla_cpu_{ONE_KERNEL}=1"
@@ -25,6 +25,17 @@ def test_a_call_survives_in_the_compiled_program_and_in_that_of_a_batch(monkeypa
         compiled = jax.jit(function).lower(x).compile()
         assert (" call(" in compiled.as_text()) is held
         np.testing.assert_array_equal(compiled(x), 3 * np.ones(x.shape))
+
+
+def test_what_is_small_alone_is_apart_in_a_batch_that_is_not(monkeypatch) -> None:
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    x = jnp.ones((8, LEAST // 16), jnp.float32)
+    held = lambda function, x: "inlineable" in jax.jit(function).lower(x).as_text()
+    assert not held(twice, x[0])
+    assert held(jax.vmap(minor(twice)), x) is (jax.default_backend() == "cpu")
+    monkeypatch.setenv("XLA_FLAGS", FLAGS)
+    with traced_for(Batch(8, unsplit=True)):
+        assert fits([np.zeros(SPLIT // 8)])
 
 
 def test_a_call_has_derivatives_and_an_ordinary_vmap() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pdopt.problems.natural_map import solve_jacobian
-from pdopt.runtime.batching import along_last, minor
+from pdopt.runtime.batching import Last, all_last, along_last, minor, within
 
 INDEX = np.array([2, 0, 1, 1])
 
@@ -33,6 +33,19 @@ def choices(x, A):
     return jnp.where(x > 0, x, best), jnp.clip(x, -0.5, x.max()), jnp.any(x > 1), jnp.sort(x), jnp.cumsum(x)
 
 
+def branches(x, A):
+    which = jnp.argmax(x)  # each member's own
+    several = jax.lax.switch(which, [lambda x: (2 * x, A[0]), lambda x: (x - 1, A @ x), lambda x: (-x, x)], x)
+    return several, jax.lax.cond(jnp.sum(A[0]) > 0, lambda v: v @ A, lambda v: v, x)
+
+
+def places(x, A):
+    place = jnp.argmax(x)
+    row, written = jax.lax.dynamic_slice_in_dim(A, place, 1), jax.lax.dynamic_update_slice_in_dim(A, x[None], place, 0)
+    count = jnp.int32(A.shape[0] - 1)  # all members'
+    return row, written, jax.lax.dynamic_slice_in_dim(A, count, 1), jax.lax.dynamic_slice_in_dim(A, place, 2, 1)
+
+
 def loops(x, A):
     halved = jax.lax.while_loop(lambda s: jnp.sum(s[0] ** 2) > 0.1, lambda s: (s[0] / 2, s[1] + 1), (x, jnp.int32(0)))
     powers = jax.lax.fori_loop(0, 3, lambda k, v: A @ v + k, x)
@@ -41,7 +54,7 @@ def loops(x, A):
     return halved, powers, counted, summed, jax.lax.cond(x[0] > 0, jnp.sin, jnp.cos, x), jax.jit(jnp.tanh)(x)
 
 
-@pytest.mark.parametrize("function", [matrices, shapes, indices, choices, loops])
+@pytest.mark.parametrize("function", [matrices, shapes, indices, choices, branches, places, loops])
 @pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0)])
 def test_equals_vmap(function, axes):
     rng = np.random.default_rng(0)
@@ -131,6 +144,23 @@ def test_what_is_not_batched_is_computed_once():
     text = str(jax.make_jaxpr(jax.vmap(minor(shared), (None, 0)))(jnp.eye(3), jnp.ones((4, 3))))
     assert "f32[3,3] = dot_general" in text
     assert "f32[4,3,3]" not in text
+
+
+def test_what_has_the_batch_last_is_marked_on_the_way_in_and_out():
+    x = jnp.arange(6.0, dtype=jnp.float32).reshape(3, 2)  # two members
+    shared, own = within(lambda a, x: (2 * a, a * jnp.sum(x)), 2, (jnp.float32(3), Last(x)))
+    assert float(shared) == 6
+    np.testing.assert_array_equal(own.value, 3 * x.sum(0))
+    whole = all_last((shared, own), 2)
+    np.testing.assert_array_equal(whole[0].value, [6, 6])
+    assert whole[1] is own
+
+
+def test_a_branch_shared_by_all_members_alone_is_computed():
+    program = lambda flag, x: jax.lax.cond(flag, jnp.sin, jnp.cos, x)
+    text = str(jax.make_jaxpr(jax.vmap(minor(program), (None, 0)))(True, jnp.ones(3)))
+    assert "cond" in text
+    assert "select_n" not in text
 
 
 def test_inside_another_vmap_and_with_nothing_batched():
