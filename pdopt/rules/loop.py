@@ -22,14 +22,14 @@ HISTORY = ("iterations", "objective", "dual_objective", "primal", "dual", "gap")
 class Method(Protocol):
     """What the loop asks of a method.
 
-    Optional: `direction` (methods that can meet rays), and `looks`, checks from one look for a ray to the next; `block(view, state, steps) -> (state, visit)`, the same steps at
-    once where they share work; `idles`, that `block` may take none: the start is then judged by the code that judges
-    every other pair, which compiles once; `early`, iterations up to which checks come twice as often;
-    `stalled(state)`, whether rounding keeps the method from going on; `judged(view, state, visit, found) ->
-    (state, status)` in place of `check` where the next state depends on how good the pair is, with a status of its own
-    (RUNNING for none); `shared(state, after)`, the state before a check with the buffers that the check has written to;
-    `width(problem)`, how many members of a `vmap` a CPU takes at a time (`runtime/batching.py`; None: all). A step may
-    leave a view with `rests` where it is, which then ends nothing.
+    Optional: `direction` (methods that can meet rays), and `looks`, checks from one look for a ray to the next;
+    `block(view, state, steps) -> (state, visit)`, the same steps at once where they share work; `idles`, that `block`
+    may take none: the start is then judged by the code that judges every other pair, which compiles once; `early`,
+    iterations up to which checks come twice as often; `stalled(state)`, whether rounding keeps the method from going
+    on; `judged(view, state, visit, found) -> (state, status)` in place of `check` where the next state depends on how
+    good the pair is, with a status of its own (RUNNING for none); `shared(state, after)`, the state before a check with
+    the buffers that the check has written to; `width(problem)`, how many members of a `vmap` a CPU takes at a time
+    (`runtime/batching.py`; None: all). A step may leave a view with `rests` where it is, which then ends nothing.
     """
 
     every: int
