@@ -1,6 +1,7 @@
 """Child processes of comparisons: how a parent asks one for its figures, and how one that serves talks back."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -13,10 +14,10 @@ def measured(module: str, arguments: tuple[str, ...], about: dict[str, Any], lim
     """What a child that runs `module` says in its last line, after `about`, or why it says nothing within `limit` s."""
     command = [sys.executable, "-m", module, *arguments]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    root = Path(__file__).resolve().parent.parent
+    root, patience = Path(__file__).resolve().parent.parent, None if math.isinf(limit) else limit
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=limit, cwd=root, env=environment, check=False
+            command, capture_output=True, text=True, timeout=patience, cwd=root, env=environment, check=False
         )
     except subprocess.TimeoutExpired:
         return about | {"outcome": "time limit"}

@@ -1,6 +1,7 @@
 """The command, run as a user runs it, on two tiny generated instances with a cheap peer."""
 
 import json
+import math
 import sys
 import time
 
@@ -8,6 +9,7 @@ import pytest
 
 from benchmarks import harness, linear
 from benchmarks.__main__ import main
+from benchmarks.children import measured
 from benchmarks.claims import Claim
 from benchmarks.harness import Options, run_all, run_child
 from benchmarks.instances import linear_instances
@@ -104,3 +106,10 @@ def test_a_missing_peer_is_a_row(tmp_path, monkeypatch):
     records = runs(tmp_path)
     assert [record["outcome"] for record in records] == ["not installed", "not installed"]
     assert records[0]["detail"] == "No module named 'peer'"
+
+
+def test_a_child_may_have_no_limit(tmp_path):
+    """`--full` has none unless one is given."""
+    path = tmp_path / "figures.json"
+    path.write_text('{"cpu": 1.5}')
+    assert measured("json.tool", ("--compact", str(path)), {"side": "own"}, math.inf) == {"side": "own", "cpu": 1.5}
