@@ -16,6 +16,7 @@ from jax.core import Tracer
 
 from pdopt.errors import InvalidProblem
 from pdopt.operators.base import Order, take
+from pdopt.operators.laid import Laid
 from pdopt.operators.layout import Layout, Plan, make_plan, multiply, place
 from pdopt.operators.sums import Change, inner
 from pdopt.runtime.precision import as_array
@@ -151,63 +152,13 @@ class Sparse:
         """The same map in the layout's order, with the orders of rows and columns."""
         return Sliced(place(self.forward, self.values), place(self.adjoint, self.values)), self.rows, self.columns
 
-    def laid(self) -> "Laid":
+    def laid(self) -> Laid:
         """The same map, whose own products take the layout too."""
-        return Laid(self, self.ordered()[0])
+        return Laid(self, *self.ordered())
 
     def toarray(self) -> Any:
         """The dense matrix, for small ones."""
         return jnp.zeros(self.shape, self.dtype).at[self.row, self.column].add(self.values)
-
-
-@record
-class Laid:
-    """A sparse matrix with its layout, in the user's order: for products now and then of many vectors at once.
-
-    With a batch along the last axis XLA sums by segments one entry after the other, thirty times as long as this.
-    """
-
-    matrix: Sparse
-    sliced: Sliced
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """`(m, n)`."""
-        return self.matrix.shape
-
-    @property
-    def dtype(self) -> Any:
-        """Dtype of the entries."""
-        return self.matrix.dtype
-
-    @property
-    def entries(self) -> Any:
-        """All stored values."""
-        return self.matrix.entries
-
-    def matvec(self, x: Any) -> Any:
-        """`A x`."""
-        return self.matrix.rows.back(self.sliced.matvec(self.matrix.columns.put(x)))
-
-    def rmatvec(self, y: Any) -> Any:
-        """`A' y`."""
-        return self.matrix.columns.back(self.sliced.rmatvec(self.matrix.rows.put(y)))
-
-    def row_norms(self, kind: str) -> Any:
-        """Norm of every row."""
-        return self.matrix.row_norms(kind)
-
-    def column_norms(self, kind: str) -> Any:
-        """Norm of every column."""
-        return self.matrix.column_norms(kind)
-
-    def scale(self, row: Any, column: Any) -> "Laid":
-        """`diag(row) A diag(column)`."""
-        return self.matrix.scale(row, column).laid()
-
-    def ordered(self) -> tuple[Sliced, Order | None, Order | None]:
-        """The layout and its orders."""
-        return self.sliced, self.matrix.rows, self.matrix.columns
 
 
 def _with_values(operator: Sparse, values: Any) -> Sparse:

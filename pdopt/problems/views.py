@@ -20,11 +20,11 @@ from pdopt.geometry.balls import Simplex
 from pdopt.geometry.entropic import Entropic
 from pdopt.geometry.moves import Euclidean, Interval, Move
 from pdopt.operators.base import Order, back, put
+from pdopt.operators.laid import Laid
 from pdopt.operators.norms import POWER_ITERATIONS, spectral_norm
 from pdopt.operators.scaling import Scaling, equilibrate
 from pdopt.operators.sparse import Sparse
 from pdopt.operators.sums import Change, squared
-from pdopt.operators.unscaled import Unscaled
 from pdopt.problems.conic import ConicProgram
 from pdopt.problems.conic_saddle import ConicSaddle
 from pdopt.problems.game import MatrixGame
@@ -175,7 +175,7 @@ class LinearSaddle:
         A = problem.A
         if not isinstance(A, Sparse) or A.values.size < LARGE:
             return problem
-        A = Unscaled(A, self.operator, -self.D, self.E, self.row_order, self.column_order)
+        A = Laid(A, self.operator, self.row_order, self.column_order, -self.D, self.E)
         return problem.replace(A=A, check=False, allow_low_precision=True)
 
     def prox(self, v: Any, step: Any) -> Any:

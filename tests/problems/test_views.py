@@ -7,9 +7,9 @@ import pytest
 
 import pdopt
 from pdopt.errors import UnsupportedProblem
+from pdopt.operators.laid import Laid
 from pdopt.operators.scaling import Scaling
 from pdopt.operators.sparse import Sparse
-from pdopt.operators.unscaled import Unscaled
 from pdopt.problems.views import saddle
 from pdopt.types import Pair
 
@@ -55,7 +55,7 @@ def test_a_large_judge_says_the_same_by_the_view_s_layout(kind, monkeypatch):
         data = (rng.normal(size=N), made, A @ np.ones(N) - 1, np.full(M, np.inf), np.zeros(N))
         problem = pdopt.LinearProgram(*data) if kind == "linear" else pdopt.QuadraticProgram(jnp.eye(N), *data)
         judge = saddle(problem, Scaling()).judging(problem)
-        assert isinstance(judge.A, Unscaled)
+        assert isinstance(judge.A, Laid)
         assert judge.A.ordered()[1] is made.rows
         pair = Pair(jnp.asarray(rng.normal(size=N)), jnp.asarray(rng.normal(size=M)))
         for name in ("optimality", "rays"):
