@@ -27,8 +27,8 @@ from pdopt.presolved import presolved_run
 from pdopt.reports import Report, Seconds
 from pdopt.rules.loop import Carry, advance_until, completed
 from pdopt.runtime.chunks import Pace
+from pdopt.runtime.fitted import compiled
 from pdopt.runtime.interrupts import StopFlag, stop_flag
-from pdopt.runtime.light import compiled
 from pdopt.runtime.precision import precision_scope
 from pdopt.runtime.progress import COLUMNS, IterationLog, Progress, Silent
 from pdopt.saving import Saver, open_folder

@@ -40,7 +40,7 @@ from pdopt.problems.transport import Transport
 from pdopt.rules.implicit import GRADIENTS, envelope, guard, smooth_envelope
 from pdopt.rules.loop import Carry, advance_unrolled, advance_until, begin, completed
 from pdopt.runtime.batching import minor
-from pdopt.runtime.light import compiled
+from pdopt.runtime.fitted import compiled
 from pdopt.runtime.precision import as_array, precision_scope
 from pdopt.types import Pair, Solution
 

@@ -20,7 +20,7 @@ from pdopt.operators.sparse import Sparse
 from pdopt.rules.loop import advance_until
 from pdopt.runtime.apart import UNSPLIT
 from pdopt.runtime.batching import Last, all_last, is_last, within
-from pdopt.runtime.light import knows
+from pdopt.runtime.fitted import knows
 from pdopt.runtime.precision import as_array, precision_scope
 from pdopt.solve import checked_options, checked_start, default_method, finish, floating_type, prepare
 from pdopt.types import Pair, Solution, Status

@@ -22,7 +22,9 @@ from pdopt.types import record
 WIDEST = 16  # longest unrolled chain: wider ones cost compile time and stop paying
 SLICE_PRICE = 150  # a slice's fixed cost (one more XLA loop) in padded entries, measured on a CPU,
 SLICE_SHARE = 0.01  # and in entries of the matrix: a slice that saves less than 1 % is not worth its compile time
-MOST_SLICES = 12
+OPERANDS = (
+    8  # parts of a product that XLA's CPU compiler makes in the kernel that puts them together; of more, each alone
+)
 
 
 @record(static=("empty", "padding"))
@@ -61,16 +63,16 @@ class Planned(NamedTuple):
     order: np.ndarray
 
 
-def choose_widths(lengths: np.ndarray, price: float = SLICE_PRICE) -> list[int]:
-    """Slice widths (ascending, the last covers the longest) that minimise padded entries + `price` a slice.
+def choose_widths(lengths: np.ndarray, price: float = SLICE_PRICE, most: int = OPERANDS) -> list[int]:
+    """At most `most` slice widths (ascending, the last covers the longest): least padded entries + `price` a slice.
 
-    Dynamic programming over the distinct lengths, at most `MOST_SLICES` widths.
+    Dynamic programming over the distinct lengths.
     """
     distinct, counts = np.unique(lengths, return_counts=True)
     if distinct.size == 0:
         return []
     cumulative = np.concatenate(([0], np.cumsum(counts)))
-    size, most = distinct.size, min(MOST_SLICES, distinct.size)
+    size, most = distinct.size, min(most, distinct.size)
     best = np.full((most + 1, size + 1), np.inf)
     cut = np.zeros((most + 1, size + 1), np.int64)
     best[:, 0] = 0.0
@@ -87,7 +89,9 @@ def choose_widths(lengths: np.ndarray, price: float = SLICE_PRICE) -> list[int]:
     return widths[::-1]
 
 
-def make_plan(start: np.ndarray, index: np.ndarray, position: np.ndarray, padding: int) -> Planned:
+def make_plan(
+    start: np.ndarray, index: np.ndarray, position: np.ndarray, padding: int, most: int = OPERANDS
+) -> Planned:
     """Plan for rows given in compressed form.
 
     Args:
@@ -95,17 +99,15 @@ def make_plan(start: np.ndarray, index: np.ndarray, position: np.ndarray, paddin
         index: input position of each entry.
         position: entry number of each entry (which value to place).
         padding: the entry number that means "no entry".
+        most: parts that the product may be put together from, those of its long rows included (about: at least two).
     """
     length = np.diff(start)
     short = np.flatnonzero((length > 0) & (length <= WIDEST))
     empty = np.flatnonzero(length == 0)
     long = np.flatnonzero(length > WIDEST)
-    slices, order = [], [empty]
     price = SLICE_PRICE + SLICE_SHARE * int(start[-1])
-    for rows, width in _slices(short, length, price):
-        slices.append(_fill(start[rows], length[rows], width, index, position, padding))
-        order.append(rows)
     tail: tuple[Any, ...] = ()
+    last: list[np.ndarray] = []
     if long.size:
         pieces = -(-length[long] // WIDEST)
         owner = np.repeat(np.arange(long.size), pieces)
@@ -114,25 +116,35 @@ def make_plan(start: np.ndarray, index: np.ndarray, position: np.ndarray, paddin
         size = base[owner] + (within < extra[owner])
         first = start[long][owner] + within * base[owner] + np.minimum(within, extra[owner])
         piece_slices, piece_order = [], []
-        for which, width in _slices(np.arange(owner.size), size, price):
+        for which, width in _slices(np.arange(owner.size), size, price, OPERANDS):
             piece_slices.append(_fill(first[which], size[which], width, index, position, padding))
             piece_order.append(which)
         emitted = np.concatenate(piece_order)
         by_owner = np.argsort(owner[emitted], kind="stable")
         fold_start = np.concatenate(([0], np.cumsum(pieces)))
-        fold = make_plan(fold_start, by_owner, by_owner, owner.size)
+        fold = make_plan(fold_start, by_owner, by_owner, owner.size, max(most // 4, 1))
         tail = (_plan(piece_slices, (), 0, padding), _ones(fold.plan))
-        order.append(long[fold.order])
-    return Planned(_plan(slices, tail, int(empty.size), padding), np.concatenate(order).astype(np.int64))
+        last = [long[fold.order]]
+    slices, order = [], [empty]
+    room = most - (empty.size > 0) - (_parts(tail[1]) if tail else 0)
+    for rows, width in _slices(short, length, price, max(room, 1)):
+        slices.append(_fill(start[rows], length[rows], width, index, position, padding))
+        order.append(rows)
+    return Planned(_plan(slices, tail, int(empty.size), padding), np.concatenate(order + last).astype(np.int64))
+
+
+def _parts(layout: Layout) -> int:
+    """The parts that a product is put together from."""
+    return len(layout.index) + (layout.empty > 0) + (_parts(layout.long[1]) if layout.long else 0)
 
 
 def _plan(slices: list[tuple[Any, Any]], long: tuple[Any, ...], empty: int, padding: int) -> Plan:
     return Plan(tuple(i for i, _ in slices), tuple(p for _, p in slices), long, empty, padding)
 
 
-def _slices(rows: np.ndarray, length: np.ndarray, price: float) -> list[tuple[np.ndarray, int]]:
+def _slices(rows: np.ndarray, length: np.ndarray, price: float, most: int) -> list[tuple[np.ndarray, int]]:
     """Rows grouped into slices: (row ids sorted by length, width)."""
-    widths = choose_widths(length[rows], price)
+    widths = choose_widths(length[rows], price, most)
     rows = rows[np.argsort(length[rows], kind="stable")]
     bounds = np.searchsorted(length[rows], widths, side="right")
     return [(part, width) for part, width in zip(np.split(rows, bounds[:-1]), widths) if part.size]

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import wraps
+from functools import cache, wraps
 from typing import Any, NamedTuple
 
 import jax
@@ -30,11 +30,13 @@ ONE_KERNEL = "small_while_loop_byte_threshold"  # of XLA_FLAGS
 class Batch(NamedTuple):
     """What is known while a function is traced for one member of a batch.
 
-    `members`: how many there are. `unsplit`: whether the program is compiled by `UNSPLIT`.
+    `members`: how many there are. `unsplit`: whether the program is compiled without kernels that are split between
+    threads (`UNSPLIT`). `looped`: whether it is compiled without kernels of whole loops, whatever the flags say.
     """
 
     members: int = 1
     unsplit: bool = False
+    looped: bool = False
 
 
 UNSPLIT = {"xla_disable_hlo_passes": "cpu-parallel-task-assigner"}  # options by which no kernel is split
@@ -71,7 +73,10 @@ def apart(function: Callable[..., Any]) -> Callable[..., Any]:
         >>> print(apart(lambda x: 2 * x)(jnp.ones(2)))
         [2. 2.]
     """
-    compiled = jax.jit(function)
+
+    @cache
+    def compiled(scope: Batch) -> Callable[..., Any]:
+        return jax.jit(lambda *arguments: function(*arguments))  # what it traces to may depend on the scope
 
     @wraps(function)
     def call(*arguments: Any) -> Any:
@@ -79,9 +84,10 @@ def apart(function: Callable[..., Any]) -> Callable[..., Any]:
         large = traced().members * sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in leaves) >= LEAST
         if jax.default_backend() != "cpu" or not large:
             return function(*arguments)
-        if not fits([*leaves, *jax.tree.leaves(jax.eval_shape(compiled, *arguments))]):
+        mine = compiled(traced())
+        if not fits([*leaves, *jax.tree.leaves(jax.eval_shape(mine, *arguments))]):
             return function(*arguments)
-        return called(compiled, *arguments)
+        return called(mine, *arguments)
 
     return call
 
@@ -100,7 +106,7 @@ def holds_apart(jaxpr: Any) -> bool:
 
 def one_kernel() -> bool:
     """Whether XLA was told to make one kernel of a small loop."""
-    return ONE_KERNEL in os.environ.get("XLA_FLAGS", "")
+    return not traced().looped and ONE_KERNEL in os.environ.get("XLA_FLAGS", "")
 
 
 def is_apart(equation: Any) -> bool:

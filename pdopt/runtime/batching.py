@@ -111,7 +111,7 @@ def within(function: Callable[..., Any], size: int, arguments: Any, unsplit: boo
     values = [leaf.value if b else leaf for leaf, b in zip(leaves, marks)]
     single = [_of_one(v, b) for v, b in zip(values, marks)]
     flat = lambda *flat: function(*jax.tree.unflatten(tree, flat))
-    with traced_for(Batch(size * traced().members, unsplit)):
+    with traced_for(Batch(size * traced().members, unsplit or traced().unsplit, traced().looped)):
         closed, shapes = jax.make_jaxpr(flat, return_shape=True)(*single)
         found, flags = _evaluate(closed, size, values, marks)
     return jax.tree.unflatten(jax.tree.structure(shapes), [Last(v) if b else v for v, b in zip(found, flags)])

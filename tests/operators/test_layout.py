@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pdopt.operators.layout import MOST_SLICES, SLICE_PRICE, WIDEST, choose_widths, make_plan, multiply, place
+from pdopt.operators.layout import (
+    OPERANDS,
+    SLICE_PRICE,
+    WIDEST,
+    _parts,
+    _rows,
+    choose_widths,
+    make_plan,
+    multiply,
+    place,
+)
 
 
 def cost(lengths, widths):
@@ -34,7 +44,7 @@ def test_widths_are_optimal(histogram):
 def test_no_rows_need_no_widths_and_many_lengths_need_few():
     assert choose_widths(np.zeros(0, int)) == []
     many = np.repeat(np.arange(1, 30), 100_000)  # so many rows a length that each length would like its own slice
-    assert len(choose_widths(many)) == MOST_SLICES
+    assert len(choose_widths(many)) == OPERANDS
 
 
 def compressed(lengths, n, seed=0):
@@ -99,6 +109,24 @@ def test_padding_is_bounded(seed):
     assert stored(plan) <= index.size + 2 * WIDEST * SLICE_PRICE
     widths = [p.shape[0] for p in plan.position] + [p.shape[0] for p in (plan.long[0].position if plan.long else ())]
     assert max(widths) <= WIDEST
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_product_is_put_together_in_the_kernel_that_makes_its_parts(seed):
+    """Of more parts XLA's CPU compiler makes each by a kernel of its own, and hands them to several threads."""
+    rng = np.random.default_rng(seed)
+    lengths = np.concatenate([np.zeros(5, int), rng.integers(1, 17, 4000), rng.integers(17, 257, 300)])
+    start, index, values = compressed(lengths, 500, seed)
+    plan = make_plan(start, index, np.arange(index.size), index.size).plan
+    with jax.enable_x64(True):
+        layout = place(plan, jnp.asarray(values))
+        unsplit = {"xla_disable_hlo_passes": "cpu-parallel-task-assigner"}
+        program = jax.jit(_rows, compiler_options=unsplit).lower(layout, jnp.ones(500))
+    assert _parts(layout) <= OPERANDS
+    if jax.default_backend() == "cpu":  # the pieces of long rows are one more kernel
+        main = program.compile().as_text().split("ENTRY")[1]
+        assert main.count(" fusion(") == 2
+        assert " concatenate(" not in main
 
 
 def test_pieces_of_a_long_row_are_nearly_equal():
