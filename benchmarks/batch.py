@@ -24,7 +24,7 @@ from benchmarks.instances.generated import generated
 from benchmarks.machine import machine
 from benchmarks.plots import COLOURS, picture_axes, save_picture
 from benchmarks.report import Report, Table, number
-from benchmarks.worker import FLAG
+from pdopt.runtime.cache import set_cpu_flags
 
 ABOUT = "256 linear programs with different costs in one batch, against as many calls of OR-tools PDLP"
 SIDES = ("pdopt float32 first", "pdopt", "pdlp")
@@ -32,8 +32,6 @@ SPREAD = 0.1  # of the costs: each entry times 1 + SPREAD times a normal number
 MOST = 200_000  # iterations of a member
 ALONE = 8  # members that are solved one by one as well: a full vector of the CPU
 FASTER = 8.0
-# LLVM unrolls a loop over the members of a batch before it looks for vectors, and then finds few of them.
-FLAGS = f"{FLAG},xla_cpu_disable_loop_unrolling"
 
 
 def run(options: Options, say: Any = print) -> Report:
@@ -216,7 +214,7 @@ def _picture(records: list[dict[str, Any]], options: Options) -> Any:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("XLA_FLAGS", FLAGS)
+    set_cpu_flags()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})

@@ -21,7 +21,7 @@ from benchmarks.instances import cutest
 from benchmarks.machine import machine
 from benchmarks.plots import profile_plot
 from benchmarks.report import Report, Table, number
-from benchmarks.worker import FLAG
+from pdopt.runtime.cache import CPU_FLAG
 from pdopt.types import Status
 
 ABOUT = "nonlinear programs: CUTEst against SLSQP, trust-constr and Ipopt; 256 starts in one vmap against SLSQP"
@@ -40,8 +40,8 @@ def run(options: Options, say: Any = print) -> Report:
     with jax.enable_x64(True):
         records = starts_records(options.seed, say)
         notes = [
-            f"The vmap over starts runs beside SLSQP in a process of its own on one core, with XLA_FLAGS={FLAG} as the "
-            "README advises on CPUs (it is this run that is judged), and in another without.",
+            f"The vmap over starts runs beside SLSQP in a process of its own on one core, with XLA_FLAGS={CPU_FLAG} "
+            "as the README advises on CPUs (it is this run that is judged), and in another without.",
             "Every solver is bounded by its iterations, none by a clock. CPU seconds are of one warm run, compilation "
             "apart. One evaluation gives f, constraints and their derivatives to a peer; pdopt counts values of f, "
             "with those of its line searches.",

@@ -1,8 +1,8 @@
 """256 random starts of HS71 in one `vmap`, against SLSQP on compiled functions, one by one.
 
 Each measurement is a process of its own, on one core: `python -m benchmarks.constrained_starts SEED WAY`, where WAY
-says whether XLA compiles small loops as one function ("flag": `worker.FLAG`, which the README advises on CPUs and the
-command line sets) or as it does by default ("default").
+says whether XLA compiles small loops as one function ("flag": `set_cpu_flags`, as the README advises on CPUs and
+the command line does) or as it does by default ("default").
 """
 
 import json
@@ -21,7 +21,7 @@ from benchmarks.children import measured
 from benchmarks.constrained_judge import judge
 from benchmarks.constrained_peers import Functions
 from benchmarks.instances import cutest
-from benchmarks.worker import FLAG
+from pdopt.runtime.cache import set_cpu_flags
 
 STARTS, TURNS = 256, 5
 WAYS = ("flag", "default")
@@ -102,7 +102,7 @@ def child(seed: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     if sys.argv[2] == "flag":
-        os.environ.setdefault("XLA_FLAGS", FLAG)  # XLA reads it when its first backend starts
+        set_cpu_flags()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     with jax.enable_x64(True):

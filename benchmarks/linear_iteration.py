@@ -14,7 +14,6 @@ float64, against SciPy's `24 nnz + 24 (m + n)`. Within the cache it is not bytes
 """
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -25,7 +24,7 @@ import numpy as np
 from benchmarks.children import measured
 from benchmarks.claims import Claim
 from benchmarks.data import Instance, load, read_mps, save
-from benchmarks.worker import FLAG
+from pdopt.runtime.cache import set_cpu_flags
 
 # Family and name of the programs measured: three above 10 000 nonzeros, two above 100 000.
 PROGRAMS = (("kennington", "cre-a"), ("netlib", "dfl001"), ("netlib", "pilot"), ("netlib", "fit2d"),
@@ -76,7 +75,7 @@ def iteration_claims(records: list[dict[str, Any]]) -> list[Claim]:
 
 def measure(path: Path) -> dict[str, Any]:
     """Medians over rounds in turn: seconds an iteration and a pair of products, their ratio, bytes a second."""
-    os.environ.setdefault("XLA_FLAGS", FLAG)  # must precede the import of jax
+    set_cpu_flags()
     import jax
 
     import pdopt

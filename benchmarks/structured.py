@@ -23,7 +23,7 @@ from benchmarks.harness import Options
 from benchmarks.machine import machine
 from benchmarks.plots import COLOURS, picture_axes, save_picture
 from benchmarks.report import Report, Table, number
-from benchmarks.worker import FLAG
+from pdopt.runtime.cache import set_cpu_flags
 
 ABOUT = "transport by an operator that is never stored, against OR-tools PDLP on the explicit matrix"
 SIDES, SIZES = ("pdopt", "pdlp"), (300, 2000)
@@ -182,7 +182,7 @@ def _picture(records: list[dict[str, Any]], options: Options) -> Any:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("XLA_FLAGS", FLAG)
+    set_cpu_flags()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})

@@ -15,8 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-FLAG = "--xla_backend_extra_options=xla_cpu_small_while_loop_byte_threshold=20000000"
-
 
 def say(**message: object) -> None:
     """One line of the protocol."""
@@ -38,7 +36,9 @@ def main(path: str) -> int:
 
     solver = SOLVERS[order["solver"]]
     if solver.module == "library":
-        os.environ.setdefault("XLA_FLAGS", FLAG)  # linear spec, section 15: must precede the import of jax
+        from pdopt.runtime.cache import set_cpu_flags
+
+        set_cpu_flags()  # linear spec, section 15
     try:
         solve = solver.adapter()
         versions = {name: metadata.version(name) for name in solver.packages if name != "pdopt"}
