@@ -40,6 +40,7 @@ ALONG_AXES = frozenset((*(f"reduce_{kind}" for kind in _REDUCTIONS), "argmax", "
 # A function with a rule of its own for batches (`custom_vmap`) is no mere call.
 CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "custom_jvp_call": "call_jaxpr",
          "remat": "jaxpr", "checkpoint": "jaxpr"}  # fmt: skip
+COSTLY = 8  # operations of a branch from which it is skipped where no member takes it: a tenth of a batch's time
 
 
 def minor(function: Callable[..., Any], width: int | None = None) -> Callable[..., Any]:
@@ -240,7 +241,7 @@ def _apply(equation: Any, size: int, values: list[Any], marks: list[bool], alive
 def _choice(
     params: dict[str, Any], size: int, values: list[Any], marks: list[bool], alive: Any
 ) -> tuple[list[Any], list[bool]]:
-    """A `cond`: each member's own branch, all of which are computed, or one branch that all take."""
+    """A `cond`: each member's own branch, of those that somebody takes (and the cheap ones), or one that all take."""
     which, operands = values[0], values[1:]
 
     def taken(branch: ClosedJaxpr, members: Any, *operands: Any) -> list[Any]:
@@ -253,10 +254,15 @@ def _choice(
         return list(found), [True] * len(found)
     found: list[Any] = []
     for k, branch in enumerate(branches):
-        mine = which == k
-        each = taken(branch, mine if alive is None else mine & alive, *operands)
+        mine = which == k if alive is None else (which == k) & alive
+        each = partial(taken, branch, mine, *operands)
+        if len(branch.jaxpr.eqns) > COSTLY:  # not computed where no member takes it
+            blank = [jnp.zeros((*aval.shape, size), aval.dtype) for aval in branch.out_avals]
+            new = lax.cond(jnp.any(mine), each, lambda blank=blank: blank)
+        else:
+            new = each()
         keep = lambda new, old, mine=mine: lax.select(widen(mine, True, np.shape(new)[:-1], size), new, old)
-        found = [keep(new, old) for new, old in zip(each, found)] if k else each
+        found = [keep(a, b) for a, b in zip(new, found)] if k else new
     return found, [True] * len(found)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pdopt.problems.natural_map import solve_jacobian
-from pdopt.runtime.batching import Last, all_last, along_last, minor, within
+from pdopt.runtime.batching import COSTLY, Last, all_last, along_last, minor, within
 
 INDEX = np.array([2, 0, 1, 1])
 
@@ -161,6 +161,25 @@ def test_a_branch_shared_by_all_members_alone_is_computed():
     text = str(jax.make_jaxpr(jax.vmap(minor(program), (None, 0)))(True, jnp.ones(3)))
     assert "cond" in text
     assert "select_n" not in text
+
+
+def test_a_long_branch_is_skipped_where_no_member_takes_it():
+    """And taken by some, it gives each its own; a division that only the other branch guards against is not made."""
+
+    def long(x):
+        for _ in range(COSTLY):
+            x = 1 / x
+        return 2 / x
+
+    program = lambda x: jax.lax.cond(x > 0, long, lambda x: x, x)
+    for x in ([-1.0, 0.0, 0.0], [1.0, -2.0, 4.0]):
+        x = jnp.array(x)
+        found = jax.jit(jax.vmap(minor(program)))(x)
+        np.testing.assert_array_equal(found, jnp.stack([program(v) for v in x]))
+    text = str(jax.make_jaxpr(jax.vmap(minor(program)))(x))
+    assert text.count("cond[") == 1
+    short = lambda x: jax.lax.cond(x > 0, jnp.sin, jnp.cos, x)
+    assert "cond[" not in str(jax.make_jaxpr(jax.vmap(minor(short)))(x))
 
 
 def test_inside_another_vmap_and_with_nothing_batched():
