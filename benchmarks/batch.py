@@ -173,22 +173,23 @@ def _figures(total: float, compiled: float, iterations: Any, solved: int) -> dic
 
 
 def _products(lp: Any) -> tuple[float, float]:
-    """Microseconds a member of a pair of products alone: batched by `WIDTH` along the last axis, and one by one."""
+    """Microseconds a member of a pair of products alone: batched along the last axis as many as in `solve_many`, and
+    one by one."""
     import jax
     import jax.numpy as jnp
 
     from pdopt.runtime.batching import minor
     from pdopt.solve_many import WIDTH
 
-    A, repeats = lp.A.ordered()[0], 500
-    x = jnp.asarray(np.random.default_rng(0).standard_normal((WIDTH, lp.shape[1])))
+    A, repeats, width = lp.A.ordered()[0], 500, WIDTH // lp.c.dtype.itemsize
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((width, lp.shape[1])))
 
     def pairs(x: Any, count: Any) -> Any:  # a traced count, as in the solver's loop
         return jax.lax.fori_loop(0, count, lambda _, x: 0.5 * x + 1e-9 * A.rmatvec(A.matvec(x)), x)
 
     spans = []
     for function, argument, members in (
-        (jax.jit(jax.vmap(minor(pairs), (0, None))), x, WIDTH),
+        (jax.jit(jax.vmap(minor(pairs), (0, None))), x, width),
         (jax.jit(pairs), x[0], 1),
     ):
         jax.block_until_ready(function(argument, repeats))
