@@ -115,3 +115,18 @@ def test_postsolve_says_when_it_cannot(monkeypatch):
         warnings.simplefilter("ignore")
         with pytest.raises(ArithmeticError, match="postsolve"):
             made.postsolve(Pair(np.full(made.columns.size, np.nan), np.zeros(made.rows.size)))
+
+
+def test_an_equation_that_depends_on_others_stays():
+    """Of a transport problem's: HiGHS would take one out, and iterates are the better for it."""
+    size = 12
+    rows, columns = np.divmod(np.arange(size * size), size)
+    entry = np.arange(size * size)
+    A = sp.csr_matrix(
+        (np.ones(2 * size * size), (np.concatenate([rows, size + columns]), np.concatenate([entry, entry]))),
+        shape=(2 * size, size * size),
+    )
+    costs = np.random.default_rng(0).integers(1, 50, size * size).astype(float)
+    with jax.enable_x64(True):
+        lp = pdopt.LinearProgram(costs, A, *(np.ones(2 * size),) * 2, np.zeros(size * size), dtype=jnp.float64)
+        assert presolve(lp).removed[0] == 0
