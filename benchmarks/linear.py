@@ -8,6 +8,7 @@ from benchmarks.instances import linear_instances
 from benchmarks.linear_claims import MPAX, OURS, claims
 from benchmarks.linear_iteration import iteration_claims, iteration_records
 from benchmarks.machine import machine
+from benchmarks.misses import misses
 from benchmarks.plots import convergence_plot, profile_plot
 from benchmarks.report import Report, by_instance, summary
 from benchmarks.solvers import SOLVERS
@@ -28,6 +29,7 @@ def run(options: Options, say: Any = print) -> Report:
     tables, pictures = [], []
     for tolerance in options.tolerances:
         tables += [summary(records, tolerance, options.time_limit, OURS), by_instance(records, tolerance)]
+        tables += [misses(records, tolerance, solver) for solver in (OURS, f"{OURS}-presolve") if solver in solvers]
         for field, label in (("cpu", "CPU seconds"), ("iterations", "iterations")):
             path = options.output / f"profile-{field}-{tolerance:g}.png"
             # A simplex step and a saddle step are not one unit: iterations compare first-order methods only.

@@ -10,8 +10,9 @@ from benchmarks.claims import Claim
 from benchmarks.harness import Options, run_all
 from benchmarks.instances.quadratic import quadratic_instances
 from benchmarks.machine import machine
+from benchmarks.misses import misses
 from benchmarks.plots import profile_plot
-from benchmarks.report import Report, Table, by_instance, number, summary
+from benchmarks.report import Report, by_instance, summary
 
 ABOUT = "convex quadratic programs against MPAX, OSQP and Clarabel"
 OURS = "pdopt"
@@ -34,7 +35,7 @@ def run(options: Options, say: Any = print) -> Report:
     for tolerance in tolerances:
         tables += [
             summary(records, tolerance, options.time_limit, OURS), by_instance(records, tolerance),
-            misses(records, tolerance),
+            misses(records, tolerance, OURS),
         ]  # fmt: skip
         for field, label in (("cpu", "CPU seconds"), ("iterations", "iterations")):
             compared = [r for r in records if field == "cpu" or r["solver"] in FIRST_ORDER]
@@ -48,21 +49,6 @@ def run(options: Options, say: Any = print) -> Report:
     return Report(
         "quadratic", records, claims(records, tolerances), tables, [p for p in pictures if p], machine(), notes
     )
-
-
-def misses(records: list[dict[str, Any]], tolerance: float) -> Table:
-    """Our runs that were not solved, with the judge's numbers: the largest of them is what is missing."""
-    rows = []
-    for r in _ours(records, tolerance):
-        if r["outcome"] not in ("solved", "not installed"):
-            numbers = {name: r.get(name) for name in ("primal", "dual", "gap")}
-            known = {name: value for name, value in numbers.items() if value is not None}
-            largest = max(known, key=lambda name: known[name]) if known else "-"
-            figures = [number(value) for value in numbers.values()]
-            rows.append([r["instance"], str(r["nonzeros"]), r["outcome"], str(r.get("iterations", "-")), *figures,
-                         largest])  # fmt: skip
-    columns = ["instance", "nonzeros", "outcome", "iterations", "primal", "dual", "gap", "largest"]
-    return Table(f"Tolerance {tolerance:g}: what pdopt did not solve", columns, rows)
 
 
 def claims(records: list[dict[str, Any]], tolerances: tuple[float, ...]) -> list[Claim]:

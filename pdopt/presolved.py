@@ -156,12 +156,13 @@ def _reduced(
         products = LEAST + (0 if budget.spent else budget.iterations // SHARE)
         began = budget.clock()
         try:
-            solution = mended(problem, made, inner, tolerance, products).replace(history=report.solution.history)
+            solution = mended(problem, made, inner, tolerance, products)
             budget.solve += budget.clock() - began
         except ArithmeticError as error:
             report = report._replace(solution=judged(problem, _origin(problem)))
             return report, None, f"Solved without presolve: {error}."
         best = min((s for s in (best, mender.best, solution) if s is not None), key=error_of)
+        best = best.replace(history=report.solution.history)
         report = report._replace(solution=best)
         if error_of(best) <= tolerance:
             return report, best.replace(status=_code(Status.OPTIMAL)), ""
