@@ -26,6 +26,7 @@ from pdopt.solve import checked_options, checked_start, default_method, finish, 
 from pdopt.types import Pair, Solution, Status
 
 WIDTH = 128  # bytes of the members advanced at a time: on a CPU the fastest of 16 to 48 floats, and of 8 to 32 doubles
+ELSEWHERE = 256  # members on an accelerator, which has room for them; not measured
 MARGIN = 0.95  # of the tolerance is asked of the narrow iterations: 1 % more of them, and hardly a member needs others
 LANES = 8  # a batch is a multiple of it: members beyond the last full vector of a CPU may round another way
 FIELDS = ("c", "A", "row_lower", "row_upper", "lower", "upper", "Q", "offset")
@@ -54,7 +55,7 @@ def solve_many(
         starts: pairs with a leading axis of K, or an earlier result.
         tolerance, max_iterations: as for `solve`; of each member.
         width: members advanced at a time, >= 1; a multiple of 8 where members should round as they do alone. None: 16
-            in float64, 32 in float32.
+            in float64 and 32 in float32 on a CPU, 256 elsewhere.
         inner: a narrower floating dtype to iterate in first (`jnp.float32`). Every member is then judged on its data in
             their own precision, and goes on from there in it unless that says OPTIMAL: half the time where float32
             can reach the tolerance, of which it is asked for 0.95. Iterations of both are counted.
@@ -103,8 +104,9 @@ def solve_many(
             starts = jax.tree.map(np.asarray, starts)
             checked_start(problem, jax.tree.map(lambda leaf: leaf[0], starts))
             starts = jax.tree.map(lambda leaf: leaf.astype(dtype), starts)
-        width = min(width or WIDTH // dtype.itemsize, -(-count // LANES) * LANES)
-        return _pool(problem, method, members, starts, count, width, options)
+        best = WIDTH // dtype.itemsize if jax.default_backend() == "cpu" else ELSEWHERE
+        places = min(best if width is None else width, -(-count // LANES) * LANES)
+        return _pool(problem, method, members, starts, count, places, options)
 
 
 class Lot(NamedTuple):
