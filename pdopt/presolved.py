@@ -138,7 +138,9 @@ def _reduced(
     problem: Any, made: Presolved, start: Pair | None, tolerance: float, solve: Callable[..., Report], budget: _Budget
 ) -> tuple[Report, Solution | None, str]:
     """Solve what presolve left and go back: the last report, the solution to return or None to go on, and a note."""
-    wanted, begin = tolerance, None if start is None else made.into(start)
+    # A start even where none is given: a later solve has one, and both are one compiled program.
+    wanted = tolerance
+    begin = Pair([], []) if made.found == EMPTY else _origin(made.problem) if start is None else made.into(start)
     report, best = Report(judged(problem, _origin(problem)), Seconds(0.0, 0.0), None), None
     floor, mender = 16 * float(jnp.finfo(problem.c.dtype).eps), Mender(problem, made, tolerance)
     for attempt in range(ATTEMPTS):

@@ -12,7 +12,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -174,10 +173,10 @@ class _Program:
     def __init__(self, problem: Any, method: Any, start: Pair | None, tolerance: Any, limit: Any, history: int) -> None:
         self.problem, self.method, self.tolerance, self.limit = problem, method, tolerance, limit
         self._given = (problem, method, start, tolerance, history)
-        shapes = jax.eval_shape(partial(_begun, history=history), *self._given[:4])
         self._begin, self._advance, self._finish = (
             f.fitting(problem, method, start) for f in (_BEGIN, _CHUNK, _FINISH)
         )
+        shapes = self._begin.eval_shape(*self._given)  # of a jitted function: a second run traces nothing
         self._places = None
         if any(len(getattr(leaf, "devices", set)()) > 1 for leaf in jax.tree.leaves(problem)):
             # Over a mesh a carry keeps its places from chunk to chunk: left free, XLA would choose them anew for every

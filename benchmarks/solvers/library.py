@@ -1,5 +1,6 @@
 """pdopt itself in float64: the engines of `pdopt.PDHG`, as they are or behind presolve; linear and quadratic."""
 
+import itertools
 import time
 from typing import Any
 
@@ -17,7 +18,11 @@ ENGINES = {"default": pdopt.PDHG, "constant": pdopt.PDHG.constant, "averaged": p
 HISTORY = 256  # rows kept of the residuals at checks, for the convergence plot; part of the time measured
 PACE = 640  # iterations that tell the speed, roughly; those of an eighth of the limit, or eight times as many, tell it
 MOST = 100_000_000  # iterations: time is what ends a run
+# Problems between two clearings of JAX's programs: each holds hundreds of maps of memory, of which Linux gives a
+# process 65 530, and a child that had compiled some hundred problems could not compile the next and died.
+FRESH = 25
 _prepared: dict[int, tuple[LinearData, Any, float]] = {}
+_problems = itertools.count(1)
 
 
 def solve(data: LinearData, tolerance: float, limit: float, engine: str = "default", presolve: bool = False) -> Answer:
@@ -42,6 +47,8 @@ def solve(data: LinearData, tolerance: float, limit: float, engine: str = "defau
 
     with jax.enable_x64(True):
         if id(data) not in _prepared:
+            if next(_problems) % FRESH == 0:
+                jax.clear_caches()
             problem = problem_of(data)
             spans = []
             for _ in range(2):
