@@ -11,6 +11,7 @@ from benchmarks.profiles import FINISHED
 from benchmarks.report import Table, number
 
 DONE = (*FINISHED, "claimed", "not installed")  # an infeasibility that presolve found has no ray, and is right
+HOPELESS = 6  # doublings beyond which a rate says nothing
 RESTS = 0.05  # decades that the best error falls in the second half of a run: below, it rests
 
 
@@ -60,5 +61,8 @@ def _trend(history: dict[str, list[float]], tolerance: float) -> str:
     decades = math.log10(half / best) if best > 0 else math.inf
     if decades < RESTS:
         return f"no better after iteration {reached:.0f} of {last:.0f}"
-    needed = last * 2 ** (max(math.log10(best / tolerance), 0.0) / decades)
-    return f"{half / best:.3g} times smaller by a doubling, so about {float(f'{needed:.2g}'):.0f} iterations"
+    doublings = max(math.log10(best / tolerance), 0.0) / decades
+    if doublings > HOPELESS:
+        return f"{half / best:.3g} times smaller by a doubling: {2**HOPELESS} times as many iterations would not do"
+    needed = float(f"{last * 2**doublings:.2g}")
+    return f"{half / best:.3g} times smaller by a doubling, so about {needed:.0f} iterations"
