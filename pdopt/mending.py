@@ -24,7 +24,7 @@ from pdopt.types import Optimality, Pair, Solution, Status
 
 TURNS = 2
 ENOUGH = 0.1  # share of the tolerance to which a pair is mended
-LEAST, SHARE = 2000, 2  # products that mending may take at the end of a solve: so many, and one for so many iterations
+LEAST, SHARE = 2000, 8  # products that mending may take at the end of a solve: so many, and one for so many iterations
 
 # While a solve runs: tries at these iterations, where the error is within NEAR tolerances.
 FIRST, GROWTH, NEAR, TRY = 16384, 1.5, 3.0, 4
@@ -86,7 +86,9 @@ def mended(problem: Any, made: Presolved, inner: Pair, tolerance: float, product
     """The reduced problem's pair on the original, as postsolve gives it or, where that is not within, mended.
 
     Args:
-        problem: the original; made: what presolve made of it; inner: a pair of the reduced problem.
+        problem: the original; made: what presolve made of it.
+        inner: a pair of the reduced problem, whose objective is right to `NEARBY` tolerances: the mark for the point
+            until the multipliers are mended too.
         tolerance: what is good enough.
         products: the most products with A and A' that it takes, about.
 
@@ -99,6 +101,8 @@ def mended(problem: Any, made: Presolved, inner: Pair, tolerance: float, product
     best = judged(problem, made.postsolve(inner))
     enough, share = ENOUGH * tolerance, products // (3 * TURNS)
     kept: Pair | None = inner
+    lp = made.problem
+    optimum = math.nan if lp is None else problem.sense * (np.sum(np.asarray(lp.c) * np.asarray(inner.x)) + lp.offset)
 
     def better(pair: Pair) -> Any:
         nonlocal best
@@ -107,8 +111,14 @@ def mended(problem: Any, made: Presolved, inner: Pair, tolerance: float, product
             best = found
         return found
 
+    def trusted(solution: Any) -> bool:
+        # A bound that postsolve spoilt would lead the point astray; near the reduced optimum it is the gap to close.
+        away = abs(float(solution.dual_objective) - optimum)
+        return not away > NEARBY * tolerance * (1 + 2 * abs(optimum))
+
     def moved(solution: Any) -> Any:
-        return better(made.moved(solution.pair, float(solution.dual_objective), enough, share))
+        mark = float(solution.dual_objective) if trusted(solution) else float(optimum)
+        return better(made.moved(solution.pair, mark, enough, share))
 
     for _ in range(TURNS):
         before = error_of(best)
@@ -121,7 +131,8 @@ def mended(problem: Any, made: Presolved, inner: Pair, tolerance: float, product
                 found = better(pair)
                 if error_of(best) <= tolerance:
                     return best
-            if number(found.residuals.dual) <= tolerance or number(found.residuals.gap) > tolerance:
+            dual, gap = number(found.residuals.dual), number(found.residuals.gap)
+            if trusted(found) and (dual <= tolerance or gap > tolerance):
                 moved(found)
         if error_of(best) > 0.9 * before:
             break

@@ -18,15 +18,35 @@ def double():
         yield
 
 
-def test_a_pair_spoilt_on_both_sides_passes_again():
-    lp = random_program(1, maximise=True)
-    made = presolve(lp)
+def spoilt_pair(made, noise):
     x, y = exact(made.problem)[0]
     rng = np.random.default_rng(0)
-    spoilt = Pair(x + 1e-3 * rng.normal(size=x.size), y + 1e-3 * rng.normal(size=y.size))
+    return Pair(x + noise * rng.normal(size=x.size), y + noise * rng.normal(size=y.size))
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_pair_spoilt_on_both_sides_passes_again(seed):
+    lp = random_program(seed, maximise=True)
+    made = presolve(lp)
+    spoilt = spoilt_pair(made, 3e-4)
     before, after = error_of(judged(lp, made.postsolve(spoilt))), mended(lp, made, spoilt, 1e-5, 9000)
-    assert before > 1e-4
+    assert before > 5e-5
     assert error_of(after) <= 1e-5
+
+
+def test_the_point_is_not_led_by_a_bound_that_postsolve_spoilt(monkeypatch):
+    lp = random_program(2)
+    made = presolve(lp)
+    spoilt, postsolve = spoilt_pair(made, 3e-4), made.postsolve
+    monkeypatch.setattr(made, "postsolve", lambda pair: Pair(postsolve(pair).x, 3 * postsolve(pair).y))
+    assert error_of(judged(lp, made.postsolve(spoilt))) > 0.1
+    marks, moved = [], made.moved
+    monkeypatch.setattr(made, "moved", lambda pair, mark, *rest: marks.append(mark) or moved(pair, mark, *rest))
+    after = mended(lp, made, spoilt, 1e-5, 9000)
+    assert error_of(after) <= 1e-5
+    optimum = exact(lp)[1]
+    np.testing.assert_allclose(marks, optimum, rtol=1e-3)
+    assert float(after.objective) == pytest.approx(optimum, rel=1e-3)
 
 
 def test_nothing_is_done_without_need_or_work_to_spend():
