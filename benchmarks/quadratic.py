@@ -1,7 +1,9 @@
 """Convex quadratic programs: pdopt against MPAX, OSQP and Clarabel on the Maros-Meszaros set.
 
-A limit of 20 seconds is one of CPU seconds of the solve, compiling apart. The objective is compared with the reference
-of the data folder, which Clarabel found to 1e-8.
+A limit of 20 seconds is one of CPU seconds of the solve, compiling apart. Small residuals do not make an objective
+right (on LISWET all of them are below 1e-4 where it is a fifth off), so an instance counts as solved here where the
+judge passes the pair and its objective is within 10 tolerances of the reference: the data folder's, which Clarabel
+found, or the published one where Clarabel failed.
 """
 
 from typing import Any
@@ -67,29 +69,38 @@ def _ours(records: list[dict[str, Any]], tolerance: float) -> list[dict[str, Any
 
 def _share(records: list[dict[str, Any]], tolerance: float) -> Claim:
     runs = [r for r in _ours(records, tolerance) if r["outcome"] not in ("not installed", "cut")]
-    missing = [r["instance"] for r in runs if r["outcome"] != "solved"]
+    missing = [r["instance"] for r in runs if r["outcome"] != "solved" or _far(r)]
     share = 1 - len(missing) / len(runs) if runs else None
-    promise = f"instances solved at {tolerance:g} (share)"
+    promise = f"instances solved at {tolerance:g}, objective within {FAR:g} tolerances (share)"
     required = SHARES.get(tolerance, 0.0)
     return Claim(promise, share, required, ">=", f"{len(runs)} instances; not: {' '.join(missing) or 'none'}")
 
 
+def _far(record: dict[str, Any]) -> bool:
+    """Whether the objective is off; no reference, nothing to be off from."""
+    return record.get("objective_error", 0.0) > FAR * record["tolerance"]
+
+
 def _objectives(records: list[dict[str, Any]], tolerance: float) -> Claim:
-    """A tolerance bounds the gap, not the distance to the optimum: a degenerate problem may be further off."""
-    errors = [
-        (r["objective_error"] / tolerance, r["instance"])
-        for r in _ours(records, tolerance)
-        if r["outcome"] == "solved" and r.get("objective_error", float("nan")) == r.get("objective_error")
-    ]
-    far = [f"{name} ({error:.3g})" for error, name in errors if error > FAR]
-    promise = f"solved at {tolerance:g} with an objective more than {FAR:g} tolerances off (count)"
-    return Claim(promise, float(len(far)) if errors else None, 0.0, "<=", " ".join(far) or f"{len(errors)} instances")
+    """What we call optimal and is not. The peers' own, by the same count, are in the note."""
+    called = [r for r in records if r["tolerance"] == tolerance and r.get("status") == "optimal"]
+    far: dict[str, list[str]] = {}
+    for r in called:
+        if r["outcome"] == "solved" and _far(r):
+            far.setdefault(r["solver"], []).append(f"{r['instance']} ({r['objective_error'] / tolerance:.3g})")
+    ours, count = far.pop(OURS, []), sum(r["solver"] == OURS for r in called)
+    theirs = "; ".join(f"{solver}: {len(names)}" for solver, names in far.items())
+    promise = f"called optimal at {tolerance:g} with an objective more than {FAR:g} tolerances off (count)"
+    note = " ".join(ours) or f"{count} instances"
+    return Claim(promise, float(len(ours)) if count else None, 0.0, "<=", f"{note}; {theirs}" if theirs else note)
 
 
 def _beside(records: list[dict[str, Any]], tolerance: float) -> Claim:
     """More instances than MPAX, over those both took."""
     solved = {
-        solver: {r["instance"] for r in records if _is(r, solver, tolerance) and r["outcome"] == "solved"}
+        solver: {
+            r["instance"] for r in records if _is(r, solver, tolerance) and r["outcome"] == "solved" and not _far(r)
+        }
         for solver in FIRST_ORDER
     }
     tried = [r for r in records if _is(r, MPAX, tolerance) and r["outcome"] not in ("not installed", "cut")]

@@ -217,7 +217,8 @@ class _Program:
         status = Status(int(carry.status))
         if status is Status.ITERATION_LIMIT or (status is Status.OPTIMAL and not error <= float(self.tolerance)):
             status = Status.RUNNING
-        if status is Status.RUNNING and error <= float(self.tolerance):
+        # A method that may distrust residuals looks again, at its next step.
+        if status is Status.RUNNING and error <= float(self.tolerance) and not hasattr(self.method, "trusted"):
             status = Status.OPTIMAL
         if status is Status.RUNNING and int(carry.iterations) >= limit:
             status = Status.ITERATION_LIMIT

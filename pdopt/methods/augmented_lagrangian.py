@@ -54,6 +54,7 @@ STALL = 12  # checks without a better pair, near the precision of the type, that
 FEASIBLE = 1e-6  # a violation of this share of |x| is small for its size
 RUNAWAY = 1e8  # an x that grew by this in one minimisation ran away
 WIDTH = 32  # members that a CPU takes at a time: the slowest of a group keeps the others waiting
+SHORT, STILL, LEAST = 0.1, 1e-3, 1e-3  # of the size of y, which is at least LEAST: steps after which it is settled
 UNBOUNDED = -1e12  # an objective below this, at a point that is feasible for its size, is taken for unbounded
 
 
@@ -61,7 +62,7 @@ class Progress(NamedTuple):
     """What the judgements so far say: the last error and the best, and for how many checks nothing got better.
 
     `gate` is the error at which the next polished step is tried, `plain` how many steps in a row were not polished;
-    `slow` counts checks in a row that raised the penalty.
+    `slow` counts checks in a row that raised the penalty; `moved` is how far the last step moved the multipliers.
     """
 
     error: Any
@@ -70,6 +71,7 @@ class Progress(NamedTuple):
     plain: Any
     slow: Any
     stall: Any
+    moved: Any
 
 
 class State(NamedTuple):
@@ -175,7 +177,7 @@ class AugmentedLagrangian:
             limit = first * self.largest
         # An infinite eta: the first step moves the multipliers under either rule.
         schedule = Schedule(first, infinite, infinite, number(0.1))
-        progress = Progress(infinite, infinite, number(GATE), jnp.int32(0), jnp.int32(0), jnp.int32(0))
+        progress = Progress(infinite, infinite, number(GATE), jnp.int32(0), jnp.int32(0), jnp.int32(0), infinite)
         return State(start, schedule, infinite, limit, jnp.asarray(False), progress, Work.none())
 
     def parts(self, view: Any, state: State) -> Parts:
@@ -248,11 +250,25 @@ class AugmentedLagrangian:
         after = jax.tree.map(lambda new, old: new.astype(old.dtype), after, state.schedule)
         return state._replace(schedule=after)
 
+    def trusted(self, state: State, visit: Visit) -> Any:
+        """Whether the multipliers of quadratic pieces have settled.
+
+        `f(x) - D(y)` is `y'(A x - b)`: it bounds how far the objective is off only where y is near its limit. On LISWET
+        all residuals are below 1e-4 where y is 1 of 3e6 and the objective a fifth off. Settled: the step was short for
+        y, and half of the last one, which it is not where a larger penalty only drives y on.
+        """
+        if not isinstance(self.inner, PiecewiseNewton):
+            return jnp.asarray(True)
+        size, moved = jnp.max(jnp.abs(visit.after.y), initial=LEAST), _moved(visit)
+        shrinks = moved <= 0.5 * state.progress.moved
+        return (moved <= SHORT * size) & shrinks | (moved <= STILL * size)
+
     def judged(self, view: Any, state: State, visit: Visit, found: Optimality) -> tuple[State, Any]:
         """`check`, and with an inner minimiser: polish next, take a polished step back, or end the run."""
         running = jnp.int32(int(Status.RUNNING))
         if hasattr(view, "augmented_minimiser"):
             after = self.check(view, state, visit)
+            after = after._replace(progress=after.progress._replace(moved=_moved(visit)))
             return self._ended(state, after, found) if hasattr(view, "around") else (after, running)
         error, last = found.residuals.error, state.progress
         plain = ~state.polish
@@ -277,6 +293,7 @@ class AugmentedLagrangian:
             count,
             jnp.where(plain & (raised | at_limit), last.slow + 1, jnp.where(plain, 0, last.slow)),
             jnp.where(better, 0, last.stall + 1),
+            last.moved,
         )
         state = state._replace(pair=kept, schedule=schedule, polish=polish, progress=progress)
         return state, self._own(state, found, at_limit & plain)
@@ -288,7 +305,7 @@ class AugmentedLagrangian:
         enough = found.residuals.primal <= 0.1 * found.residuals.dual
         rho = jnp.where(enough, before.schedule.penalty, after.schedule.penalty)
         stall = jnp.where(error < 0.9 * last.best, 0, last.stall + 1)
-        progress = last._replace(error=error, best=jnp.minimum(error, last.best), stall=stall)
+        progress = after.progress._replace(error=error, best=jnp.minimum(error, last.best), stall=stall)
         near = progress.best <= jnp.finfo(error.dtype).eps ** 0.25
         name = jnp.where(near, int(Status.PRECISION_LIMIT), int(Status.PENALTY_LIMIT))
         stuck = (stall >= STALL) & ((rho >= after.limit) | enough)
@@ -327,3 +344,8 @@ class AugmentedLagrangian:
         """
         rho = state.schedule.penalty
         return jnp.where(state.polish, jnp.maximum(rho, jnp.finfo(rho.dtype).eps ** -0.25), rho).astype(rho.dtype)
+
+
+def _moved(visit: Visit) -> Any:
+    """How far the step moved the multipliers, at most."""
+    return jnp.max(jnp.abs(visit.after.y - visit.before.y), initial=0)

@@ -27,6 +27,9 @@ WORK = 4e9  # operations of a factor, a tenth of a second
 class PiecewiseNewton:
     """The inner minimiser of `AugmentedLagrangian` for quadratic programs with any rows and bounds.
 
+    With it a run is OPTIMAL when the residuals are small and the multipliers have settled: on ill-conditioned rows
+    (LISWET) the residuals are small long before the objective is right.
+
     Attributes:
         plan: of the band of `Q + A'A` (`planned`), or None: the whole matrix is factored, for up to 3000 variables.
         budget: Newton steps of one minimisation, >= 1.

@@ -27,8 +27,9 @@ class Method(Protocol):
     may take none: the start is then judged by the code that judges every other pair, which compiles once; `early`,
     iterations up to which checks come twice as often; `stalled(state)`, whether rounding keeps the method from going
     on; `judged(view, state, visit, found) -> (state, status)` in place of `check` where the next state depends on how
-    good the pair is, with a status of its own (RUNNING for none); `shared(state, after)`, the state before a check with
-    the buffers that the check has written to; `width(problem)`, how many members of a `vmap` a CPU takes at a time
+    good the pair is, with a status of its own (RUNNING for none); `trusted(state, visit)`, whether small residuals may
+    be believed, without which no pair is OPTIMAL; `shared(state, after)`, the state before a check with the buffers
+    that the check has written to; `width(problem)`, how many members of a `vmap` a CPU takes at a time
     (`runtime/batching.py`; None: all). A step may leave a view with `rests` where it is, which then ends nothing.
     """
 
@@ -180,6 +181,8 @@ def _checked(
     best, optimality = _kept(view, method, pair), found
     if whole:
         better = first | (found.residuals.error <= carry.optimality.residuals.error)
+        if hasattr(method, "trusted"):  # of the pairs before, those that met the tolerance were not believed
+            better |= status == Status.OPTIMAL
         best, optimality = _either(better, (pair, found), (carry.pair, carry.optimality))
     if hasattr(method, "judged"):
         after, own = method.judged(view, state, visit, found)
@@ -270,7 +273,9 @@ def _verdict(
         status, direction = look() if due is True else lax.cond(due, look, lambda: (status, ray))
         proved = (status == Status.PRIMAL_INFEASIBLE) | (status == Status.DUAL_INFEASIBLE)
         ray = _either(proved, direction, ray)
-    status = jnp.where(_met(found.residuals, tolerance), _code(Status.OPTIMAL), status)
+    met = _met(found.residuals, tolerance)
+    met = met & method.trusted(state, visit) if hasattr(method, "trusted") else met
+    status = jnp.where(met, _code(Status.OPTIMAL), status)
     finite = jnp.isfinite(size) & jnp.isfinite(found.residuals.error)
     return jnp.where(finite, status, _code(Status.NUMERICAL_ERROR)), ray
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from scipy.optimize import nnls
 
 import pdopt
 from pdopt.errors import InvalidOption, UnsupportedProblem
@@ -61,6 +62,46 @@ def test_a_long_chain_takes_a_band_by_default_and_few_steps():
         assert found.status == Status.OPTIMAL
         assert int(found.iterations) <= 40
         assert float(qp.residuals(found.pair).error) <= 1e-8
+
+
+def fourth_differences(n):
+    """As LISWET: the nearest sequence whose fourth differences are positive. Its multipliers are 1e5 times y's start.
+
+    Returns the program and its optimum, by nonnegative least squares in the coordinates where the rows are `u >= 0`.
+    """
+    target, D = np.sin(np.linspace(0, 6, n)) + 0.1 * np.sin(np.arange(n)), np.diff(np.eye(n), 4, axis=0)
+    cubic, pieces = np.linalg.qr(np.vander(np.linspace(-1, 1, n), 4))[0], np.linalg.pinv(D)
+    rest = nnls(np.hstack([cubic, -cubic, pieces / np.linalg.norm(pieces, axis=0)]), target, maxiter=100_000)[1]
+    rows = np.zeros(n - 4), np.full(n - 4, np.inf)
+    qp = pdopt.QuadraticProgram(np.ones(n), -target, sp.csr_matrix(D), *rows, dtype=jnp.float64)
+    return qp, (rest**2 - target @ target) / 2
+
+
+@pytest.mark.parametrize("n", [200, 400])
+def test_small_residuals_are_not_believed_before_the_multipliers_have_settled(n):
+    with jax.enable_x64(True):
+        qp, optimum = fourth_differences(n)
+        found = pdopt.solve(qp, tolerance=1e-4)
+        early = pdopt.solve(qp, tolerance=1e-4, max_iterations=10)
+        errors = [float(solution.residuals.error) for solution in (found, early)]
+    assert found.status == Status.OPTIMAL
+    assert float(found.objective) == pytest.approx(optimum, abs=1e-3 * (1 + abs(optimum)))
+    assert max(errors) <= 1e-4
+    # The residuals alone would have ended it at an objective that is further off.
+    assert early.status == Status.ITERATION_LIMIT
+    assert abs(float(early.objective) - optimum) > 1e-3 * (1 + abs(optimum))
+
+
+def test_a_resumed_run_does_not_believe_them_either(tmp_path):
+    with jax.enable_x64(True):
+        qp, _ = fourth_differences(200)
+        whole = pdopt.run(qp, tolerance=1e-4)
+        first = pdopt.run(qp, tolerance=1e-4, max_iterations=10, checkpoint=tmp_path)
+        assert float(first.residuals.error) <= 1e-4
+        rest = pdopt.run(qp, tolerance=1e-4, checkpoint=tmp_path, resume=True)
+    assert rest.status == whole.status == Status.OPTIMAL
+    assert int(rest.iterations) == int(whole.iterations)
+    np.testing.assert_array_equal(rest.x, whole.x)
 
 
 def test_not_the_default_without_a_band_or_curvature():
