@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pdopt.assign import assign
     from pdopt.barycenter import barycenter
     from pdopt.bilevel import hypergradient, lower_solution, polish_bilevel
+    from pdopt.confirm import confirmed
     from pdopt.constrain import Constrained, constrain
     from pdopt.divergence import Divergence, sinkhorn_divergence
     from pdopt.geometry.entropic import Entropic
@@ -160,6 +161,7 @@ _HOMES = {
     "Violation": "methods.multiplier",
     "Visit": "types",
     "configuration_lp": "matching_bounds",
+    "confirmed": "confirm",
     "constrain": "constrain",
     "left_heavy": "problems.matching",
     "match_online": "match_online",
@@ -265,6 +267,7 @@ __all__ = [
     "assign",
     "barycenter",
     "configuration_lp",
+    "confirmed",
     "constrain",
     "hypergradient",
     "left_heavy",

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pdopt.confirm import refutation, verified_rays
 from pdopt.mending import LEAST, SHARE, Mender, error_of, judged, mended
 from pdopt.problems.linear import Certificate
 from pdopt.problems.presolve import EMPTY, INFEASIBLE, REDUCED, UNCHANGED, UNDECIDED, Presolved, presolve
@@ -34,7 +35,7 @@ INFEASIBLE_NOTE = (
     "gives no ray; a run without presolve looks for one."
 )
 
-# `drive(problem, start, tolerance, max_iterations, time_limit, checkpoint, first, mender) -> Report`
+# `drive(problem, start, tolerance, max_iterations, time_limit, checkpoint, first, mender, confirm) -> Report`
 Drive = Callable[..., Report]
 
 
@@ -75,7 +76,8 @@ def presolved_run(
 
     Args:
         drive: solves a problem from the host: `drive(problem, start, tolerance, max_iterations, time_limit,
-            checkpoint, first, mender)`, `first` at the first solve of the run; `mender` is asked between its chunks.
+            checkpoint, first, mender, confirm)`, `first` at the first solve of the run; `mender` is asked between its
+            chunks, `confirm` whether its end is looked at twice.
         problem: a `LinearProgram`, in the user's sense.
         start: a pair of the problem, or None.
         tolerance, max_iterations, time_limit: of the whole run; the limit of time may be infinite.
@@ -99,7 +101,8 @@ def presolved_run(
         folder = None if checkpoint is None else Path(checkpoint) / name
         if mender is not None:
             mender.begin()
-        report = drive(which, start, tolerance, max(iterations, 1), max(left, 1e-3), folder, first, mender)
+        new = not name.startswith("reduced-")  # a problem that was not looked at before
+        report = drive(which, start, tolerance, max(iterations, 1), max(left, 1e-3), folder, first, mender, new)
         budget.add(report)
         return report
 
@@ -207,6 +210,9 @@ def _ray(
     if found is not None:
         return report, found, ""
     if status is Status.PRIMAL_INFEASIBLE:
+        found = refutation(problem, judged(problem, _origin(problem)))
+        if found is not None:
+            return report, found, ""
         again, found, note = _infeasible(problem, tolerance, solve)
         if found is not None:
             return again, found, note
@@ -228,7 +234,7 @@ def _carried(problem: Any, made: Presolved, report: Report, status: Status) -> S
             tries.append(made.postsolve(Pair(np.zeros(made.columns.size), np.asarray(inner.y))))
     for tried in tries:
         with precision_scope(problem):
-            rays = _rays(problem.minimised(), Pair(jnp.zeros(n, dtype) + tried.x, jnp.asarray(tried.y, dtype)))
+            rays = verified_rays(problem.minimised(), Pair(jnp.zeros(n, dtype) + tried.x, jnp.asarray(tried.y, dtype)))
         if bool(rays.primal_infeasible if status is Status.PRIMAL_INFEASIBLE else rays.dual_infeasible):
             solution = judged(problem, _origin(problem))
             proof = Certificate(solution.certificate.z, problem.flip(rays.ray))
@@ -267,11 +273,6 @@ def _origin(problem: Any) -> Pair:
     with precision_scope(problem):
         zero = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), problem.pair_shapes())
         return Pair(jnp.clip(zero.x, problem.lower, problem.upper), zero.y)
-
-
-@jax.jit
-def _rays(problem: Any, direction: Pair) -> Any:
-    return problem.rays(direction)
 
 
 def _code(status: Status) -> Any:

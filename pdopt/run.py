@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from pdopt.confirm import confirmed
 from pdopt.errors import InvalidOption, InvalidProblem, require_range
 from pdopt.mending import Mender
 from pdopt.presolved import presolved_run
@@ -55,7 +56,8 @@ def run(
 ) -> Solution:
     """Solve one problem with the host in the loop: progress, time limit, Ctrl-C, checkpoints.
 
-    The same iterations as `solve`, to the last bit, when nothing stops them earlier. The result is a constant (no
+    The same iterations as `solve`, to the last bit, when nothing stops them earlier; an optimum of a small linear
+    program is looked at once more (`pdopt.confirmed`), and may prove infeasible. The result is a constant (no
     gradient); inside `jit`, `grad` and `vmap`, and for batches, use `solve`. Ctrl-C or SIGTERM end the run with the
     best pair and status INTERRUPTED; a second Ctrl-C raises. What float32 can reach: see `solve`. For one process: in
     a distributed run the clocks of the processes would cut the run in different places.
@@ -124,10 +126,12 @@ def timed_run(
     pace: Pace = PACE,
     clock: Callable[[], float] = time.monotonic,
     mender: Mender | None = None,
+    confirm: bool = True,
 ) -> Report:
     """`run`, with its seconds and the signal that stopped it; `pace` and `clock` for programs that own their time.
 
     `mender` is asked at its iterations whether it can make an answer of the best pair; where it can, the run is over.
+    `confirm`: whether the end of a small linear program is looked at once more (`pdopt.confirmed`).
     """
     began = clock()
     method = default_method(problem) if method is None else method
@@ -148,13 +152,13 @@ def timed_run(
 
             def one(
                 problem: Any, start: Any, tolerance: float, most: int, seconds: float, folder: Path | None, first: bool,
-                mender: Mender | None,
+                mender: Mender | None, confirm: bool,
             ) -> Report:  # fmt: skip
                 again = resume and folder is not None and (first or folder.is_dir())
                 return timed_run(
                     problem, method, start=start, tolerance=tolerance, max_iterations=most, time_limit=seconds,
                     progress=progress, checkpoint=folder, checkpoint_every=checkpoint_every, resume=again,
-                    history=history, pace=pace, clock=clock, mender=mender,
+                    history=history, pace=pace, clock=clock, mender=mender, confirm=confirm,
                 )  # fmt: skip
 
             first = checked_start(problem, start)
@@ -164,7 +168,12 @@ def timed_run(
         with open_folder(checkpoint, problem, method, resume) as folder, stop_flag() as flag:
             saver = None if folder is None else Saver(folder, checkpoint_every, clock)
             drive = _Drive(program, listener, saver, flag, pace, clock, began, limit_s, mender)
-            return drive.report(resume)
+            report = drive.report(resume)
+    if not confirm:
+        return report
+    before = clock()
+    solution = confirmed(problem, report.solution)
+    return report._replace(solution=solution, seconds=report.seconds.and_solve(clock() - before))
 
 
 class _Program:

@@ -24,7 +24,7 @@ FLOORS = {
     "rules": 3,
     "methods": 4, "models": 4,
     "solve": 5, "run": 5, "saving": 5, "reports": 5, "presolved": 5, "minimise": 5, "simulate": 5, "constrain": 5,
-    "mending": 5, "match_online": 5, "matching_bounds": 5, "offline": 5,
+    "mending": 5, "confirm": 5, "match_online": 5, "matching_bounds": 5, "offline": 5,
     "divergence": 5, "barycenter": 5,
     "assign": 5, "bilevel": 5, "solve_many": 5,
     "training": 6,

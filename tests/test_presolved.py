@@ -163,6 +163,11 @@ def test_a_ray_that_is_lost_is_looked_for_without_the_objective(monkeypatch):
         monkeypatch.setattr(presolved, "_carried", carried)
         return timed_run(lp, presolve=True, tolerance=1e-5)
 
+    found = solved(1).solution  # this one is small enough for a ray by another way
+    assert found.reason is Status.PRIMAL_INFEASIBLE
+    assert bool(lp.rays(found.certificate.ray).primal_infeasible)
+    assert len(asked) == 1
+    monkeypatch.setattr(presolved, "refutation", lambda problem, solution: None)
     for losses in (0, 1):
         found = solved(losses).solution
         assert found.reason is Status.PRIMAL_INFEASIBLE

@@ -43,6 +43,7 @@ def solve(data: LinearData, tolerance: float, limit: float, engine: str = "defau
             ).solution  # fmt: skip
         else:
             solution = pdopt.solve(problem, method, tolerance=tolerance, max_iterations=most, history=HISTORY)
+            solution = pdopt.confirmed(problem, solution)
         return jax.block_until_ready(solution)
 
     with jax.enable_x64(True):

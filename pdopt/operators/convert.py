@@ -67,6 +67,19 @@ def dense(operator: Any) -> Any:
     return jax.vmap(operator.matvec, out_axes=1)(jnp.eye(operator.shape[1], dtype=operator.dtype))
 
 
+def to_scipy(operator: Any) -> sp.csc_matrix:
+    """The stored entries of a dense or sparse operator as a SciPy matrix by columns, in float64; on the host.
+
+    Example:
+        >>> to_scipy(as_operator(np.eye(2), np.float32)).nnz
+        2
+    """
+    if hasattr(operator, "row"):
+        entries = np.asarray(operator.values, np.float64), (np.asarray(operator.row), np.asarray(operator.column))
+        return sp.csc_matrix(entries, shape=operator.shape)
+    return sp.csc_matrix(np.asarray(operator.entries, np.float64))
+
+
 def _from_bcoo(matrix: Any, dtype: Any) -> Any:
     if len(matrix.shape) != 2 or matrix.indices.ndim != 2 or matrix.indices.shape[-1] != 2:
         raise InvalidProblem(

@@ -18,6 +18,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from pdopt.errors import UnsupportedProblem
+from pdopt.operators.convert import to_scipy
 from pdopt.problems.dual_repair import repaired_multipliers
 from pdopt.problems.linear import LinearProgram
 from pdopt.problems.primal_repair import repaired_point
@@ -92,7 +93,7 @@ class Presolved:
         if self.found == REDUCED:
             lp = self.problem
             assert lp is not None
-            A = _matrix(lp)
+            A = to_scipy(lp.A)
             x, y = (np.asarray(part, np.float64) for part in pair)
             # A multiplier on a side that is not there, or a point outside its bounds, is the iterate's rounding.
             x = np.clip(x, np.asarray(lp.lower), np.asarray(lp.upper))
@@ -122,14 +123,14 @@ class Presolved:
         if inner is not None:
             y[self.rows] = np.asarray(inner.y)
             free = np.setdiff1d(free, self.rows)
-        for better in repaired_multipliers(_matrix(lp), lp, x, y, free, enough, products):
+        for better in repaired_multipliers(to_scipy(lp.A), lp, x, y, free, enough, products):
             yield self.original.flip(Pair(np.asarray(pair.x), better.astype(np.asarray(pair.y).dtype)))
 
     def moved(self, pair: Pair, dual_objective: float, enough: float = 0.0, products: int = 3000) -> Pair:
         """The pair with its point moved until rows and gap are small (`primal_repair`); all in the user's sense."""
         lp, dtype = self.original.minimised(), np.asarray(pair.x).dtype
         x, dual = np.array(pair.x, np.float64), self.original.sense * dual_objective
-        x, _ = repaired_point(_matrix(lp), lp, x, dual, enough, products)
+        x, _ = repaired_point(to_scipy(lp.A), lp, x, dual, enough, products)
         return Pair(x.astype(dtype), pair.y)
 
 
@@ -175,18 +176,9 @@ def presolve(problem: Any) -> Presolved:
     return Presolved(found, None if found == EMPTY else original, problem, highs)
 
 
-def _matrix(lp: Any) -> Any:
-    """The matrix in float64, by columns."""
-    A = lp.A
-    if hasattr(A, "row"):
-        entries = np.asarray(A.values, np.float64), (np.asarray(A.row), np.asarray(A.column))
-        return sp.csc_matrix(entries, shape=A.shape)
-    return sp.csc_matrix(np.asarray(A.entries, np.float64))
-
-
 def _model(highspy: Any, lp: Any) -> Any:
     """The program in HiGHS's form; rows and columns are named by their place, which tells later what is left."""
-    made, A = highspy.HighsLp(), _matrix(lp)
+    made, A = highspy.HighsLp(), to_scipy(lp.A)
     made.num_row_, made.num_col_ = A.shape
     made.col_cost_, made.offset_ = np.asarray(lp.c, np.float64), float(lp.offset)
     made.col_lower_, made.col_upper_ = np.asarray(lp.lower, np.float64), np.asarray(lp.upper, np.float64)

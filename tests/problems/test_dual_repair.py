@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pdopt.operators.convert import to_scipy
 from pdopt.problems.dual_repair import repaired_multipliers
-from pdopt.problems.presolve import _matrix, presolve
+from pdopt.problems.presolve import presolve
 from pdopt.types import Pair
 from tests.problems.test_presolve import exact, random_program
 
@@ -19,13 +20,13 @@ def test_lost_multipliers_of_an_exact_pair_are_found_again(seed):
     lost = np.sort(rng.choice(y.size, 4, replace=False))
     spoilt = y.copy()
     spoilt[lost] += rng.normal(size=4)
-    found = next(repaired_multipliers(_matrix(lp), lp, x, spoilt, lost))
+    found = next(repaired_multipliers(to_scipy(lp.A), lp, x, spoilt, lost))
     np.testing.assert_array_equal(np.delete(found, lost), np.delete(y, lost))
     with jax.enable_x64(True):
         errors = [float(lp.residuals(Pair(jnp.asarray(x), jnp.asarray(v))).error) for v in (spoilt, found)]
     assert errors[0] > 1e-3
     assert errors[1] < 1e-6
-    kept = next(repaired_multipliers(_matrix(lp), lp, x, y, np.zeros(0, np.int64)))
+    kept = next(repaired_multipliers(to_scipy(lp.A), lp, x, y, np.zeros(0, np.int64)))
     np.testing.assert_allclose(kept, y, atol=1e-9)
 
 
@@ -37,7 +38,7 @@ def test_multipliers_of_rows_that_were_left_are_freed_in_turn():
     wrong = int(np.argmax(np.abs(y)))
     spoilt[wrong] = 0
     lost = np.array([i for i in range(y.size) if i != wrong][:1])
-    found = list(repaired_multipliers(_matrix(lp), lp, x, spoilt, lost))
+    found = list(repaired_multipliers(to_scipy(lp.A), lp, x, spoilt, lost))
     with jax.enable_x64(True):
         errors = [float(lp.residuals(Pair(jnp.asarray(x), jnp.asarray(v))).error) for v in (found[0], found[-1])]
     assert len(found) > 1

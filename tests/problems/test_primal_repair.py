@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdopt.problems.presolve import _matrix, presolve
+from pdopt.operators.convert import to_scipy
+from pdopt.problems.presolve import presolve
 from pdopt.problems.primal_repair import repaired_point
 from pdopt.types import Pair
 from tests.problems.test_presolve import exact, random_program
@@ -17,7 +18,7 @@ def test_a_spoilt_point_is_mended_within_its_bounds(seed):
     (x, y), value = exact(lp)
     rng = np.random.default_rng(seed)
     spoilt = x + 0.01 * rng.normal(size=x.size)
-    found, products = repaired_point(_matrix(lp), lp, spoilt, value)
+    found, products = repaired_point(to_scipy(lp.A), lp, spoilt, value)
     assert np.all((found >= np.asarray(lp.lower)) & (found <= np.asarray(lp.upper)))
     assert products > 0
     with jax.enable_x64(True):
