@@ -5,6 +5,7 @@ contradict each other by 1e-11 look met. Small programs are looked at once more,
 (`problems/exact_feasibility.py`); what that finds counts where its ray is verified on the data.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -62,7 +63,8 @@ def refutation(problem: LinearProgram, solution: Solution) -> Solution | None:
         if not bool(found.primal_infeasible):
             return None
         proof = Certificate(solution.certificate.z, problem.flip(found.ray))
-    return solution.replace(status=np.asarray(int(Status.PRIMAL_INFEASIBLE), np.int32), certificate=proof)
+    status = np.asarray(int(Status.PRIMAL_INFEASIBLE), np.int32)
+    return dataclasses.replace(solution, status=status, certificate=proof)
 
 
 @jax.jit

@@ -1,5 +1,6 @@
 """A second look at what residuals call optimal: programs that miss feasibility by 1e-9 are proved infeasible."""
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def test_what_can_be_met_stays_as_it_is():
     lp = nearly(-1e-9)
     solution = pdopt.solve(lp, tolerance=1e-6)
     assert pdopt.confirmed(lp, solution) is solution
-    bad = solution.replace(status=np.asarray(int(Status.INTERRUPTED), np.int32))
+    bad = dataclasses.replace(solution, status=np.asarray(int(Status.INTERRUPTED), np.int32))
     assert pdopt.confirmed(nearly(1e-3), bad) is bad
     qp = pdopt.QuadraticProgram(np.ones(1), [0.0], [[1.0], [1.0]], [1 + 1e-9, -np.inf], [np.inf, 1.0],
                                 dtype=jnp.float64)  # fmt: skip

@@ -67,7 +67,7 @@ def dense(operator: Any) -> Any:
     return jax.vmap(operator.matvec, out_axes=1)(jnp.eye(operator.shape[1], dtype=operator.dtype))
 
 
-def to_scipy(operator: Any) -> sp.csc_matrix:
+def to_scipy(operator: Any) -> Any:
     """The stored entries of a dense or sparse operator as a SciPy matrix by columns, in float64; on the host.
 
     Example:

@@ -89,6 +89,7 @@ def test_a_box_of_nearly_contradicting_rows_is_proved_exactly():
     lp = pdopt.LinearProgram(np.zeros(8), rows, low, np.append(high, np.inf), np.zeros(8), np.ones(8),
                              dtype=jnp.float64)  # fmt: skip
     y = infeasibility(lp, np.full(8, 0.5))
+    assert y is not None
     assert float(margin(lp, y)) == pytest.approx(1e-10 * y[-1], rel=1e-4)
     met = lp.replace(row_lower=lp.row_lower.at[-1].add(-2e-10))
     assert infeasibility(met, np.full(8, 0.5)) is None
