@@ -24,7 +24,7 @@ from pdopt.types import Optimality, Pair, Solution, Status
 
 TURNS = 2
 ENOUGH = 0.1  # share of the tolerance to which a pair is mended
-LEAST, SHARE = 2000, 8  # products that mending may take at the end of a solve: so many, and one for so many iterations
+LEAST, SHARE = 1000, 2  # products that mending may take at the end of a solve: so many, and one for so many iterations
 
 # While a solve runs: tries at these iterations, where the error is within NEAR tolerances.
 FIRST, GROWTH, NEAR, TRY = 16384, 1.5, 3.0, 4

@@ -68,11 +68,14 @@ def least_outside(
     for _ in range(ROUNDS):
         if value <= enough or used >= products or damping > FUTILE:
             break
-        slope, shift = Bt @ (weight * outside), damping * own
+        slope = Bt @ (weight * outside)
         free = ~((v <= lower) & (slope > 0) | (v >= upper) & (slope < 0))
-        apply = lambda d, weight=weight, free=free, shift=shift: np.where(free, Bt @ (weight * (B @ d)), 0) + shift * d
-        right, diagonal = np.where(free, -slope, 0), squares @ weight + shift
-        step, taken = _solved(apply, right, diagonal, min(STEP, products - used))
+        # Most rows charge nothing and some unknowns are held: the step's products are with what is left of B.
+        C, shift = _part(B, weight, free), damping * own[free]
+        apply = lambda d, C=C, Ct=C.T, shift=shift: Ct @ (C @ d) + shift * d
+        diagonal = (squares @ weight)[free] + shift
+        step = np.zeros(v.size)
+        step[free], taken = _solved(apply, -slope[free], diagonal, min(STEP, products - used))
         used += taken + ROUND
         there = np.clip(v + step, lower, upper)
         ahead = charged(there)
@@ -85,6 +88,14 @@ def least_outside(
         if len(best) > SLOW and value > 0.99 * best[-1 - SLOW]:
             break
     return v, used
+
+
+def _part(B: Any, weight: np.ndarray, free: np.ndarray) -> Any:
+    """`sqrt(weight) B` without rows that weigh nothing and columns that are not free."""
+    rows = np.flatnonzero(weight)
+    part = B[rows][:, np.flatnonzero(free)]
+    part.data *= np.repeat(np.sqrt(weight[rows]), np.diff(part.indptr))
+    return part
 
 
 def _solved(
