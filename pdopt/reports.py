@@ -12,10 +12,6 @@ class Seconds(NamedTuple):
     solve: float
     presolve: float = 0.0
 
-    def and_solve(self, more: float) -> "Seconds":
-        """With so much more solving."""
-        return self._replace(solve=self.solve + more)
-
 
 class Removed(NamedTuple):
     """What presolve found (see `pdopt.problems.presolve`), and the rows and columns that it removed."""

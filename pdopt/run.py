@@ -167,13 +167,8 @@ def timed_run(
         listener = _listener(progress)
         with open_folder(checkpoint, problem, method, resume) as folder, stop_flag() as flag:
             saver = None if folder is None else Saver(folder, checkpoint_every, clock)
-            drive = _Drive(program, listener, saver, flag, pace, clock, began, limit_s, mender)
-            report = drive.report(resume)
-    if not confirm:
-        return report
-    before = clock()
-    solution = confirmed(problem, report.solution)
-    return report._replace(solution=solution, seconds=report.seconds.and_solve(clock() - before))
+            drive = _Drive(program, listener, saver, flag, pace, clock, began, limit_s, mender, confirm)
+            return drive.report(resume)
 
 
 class _Program:
@@ -273,9 +268,9 @@ class _Drive:
 
     def __init__(
         self, program: _Program, listener: Progress, saver: Saver | None, flag: StopFlag, pace: Pace,
-        clock: Callable[[], float], began: float, limit_s: float, mender: Mender | None,
+        clock: Callable[[], float], began: float, limit_s: float, mender: Mender | None, confirm: bool,
     ) -> None:  # fmt: skip
-        self.mender = mender
+        self.mender, self.confirm = mender, confirm
         self.program, self.listener, self.saver, self.flag = program, listener, saver, flag
         self.pace, self.clock, self.began, self.limit_s = pace, clock, began, limit_s
 
@@ -295,7 +290,8 @@ class _Drive:
             if self.saver:
                 self.saver.end(carry)
             solution = self.program.finish(carry._replace(status=jnp.int32(int(stopped))))
-            sentence = stopped.sentence
+            solution = confirmed(self.program.problem, solution) if self.confirm else solution
+            sentence = solution.reason.sentence
         finally:
             self.listener.finish(sentence)
         seconds = Seconds(compiling, self.clock() - self.began - compiling)

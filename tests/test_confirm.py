@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import pdopt
+from pdopt.runtime.progress import Silent
 from pdopt.types import Status
 
 CPLEX2 = Path(os.environ.get("PDOPT_DATA", Path(__file__).parents[1] / ".." / "shared" / "data")) / "lp" / "infeasible"
@@ -55,6 +56,16 @@ def test_what_can_be_met_stays_as_it_is():
                                 dtype=jnp.float64)  # fmt: skip
     solved = pdopt.solve(qp, tolerance=1e-6)
     assert pdopt.confirmed(qp, solved) is solved
+
+
+def test_the_log_ends_with_what_was_found():
+    class Words(Silent):
+        def finish(self, sentence=""):
+            said.append(sentence)
+
+    said = []
+    found = pdopt.run(nearly(1e-9), tolerance=1e-6, progress=Words())
+    assert said == [found.reason.sentence] == [Status.PRIMAL_INFEASIBLE.sentence]
 
 
 def test_a_limit_is_looked_at_too():
