@@ -60,8 +60,8 @@ def test_what_can_be_met_stays_as_it_is():
 
 def test_the_log_ends_with_what_was_found():
     class Words(Silent):
-        def finish(self, sentence=""):
-            said.append(sentence)
+        def finish(self, summary=""):
+            said.append(summary)
 
     said = []
     found = pdopt.run(nearly(1e-9), tolerance=1e-6, progress=Words())
