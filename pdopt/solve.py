@@ -142,7 +142,8 @@ def solve(
 
     Returns:
         `Solution`, whose `status` says why it stopped; its residuals are those of the returned pair on the user's data.
-        float32 reaches a tolerance of about 1e-4 on well-scaled problems.
+        float32 reaches a tolerance of about 1e-4 on well-scaled problems. Small residuals do not prove that there is a
+        point at all: `confirmed`, which `run` calls, looks at small linear programs again.
 
     Raises:
         InvalidOption: an option outside its range. InvalidProblem: a start of the wrong shape, or with NaN.

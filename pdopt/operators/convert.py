@@ -11,6 +11,7 @@ from jax.core import Tracer
 from pdopt.errors import InvalidProblem
 from pdopt.operators.base import Operator
 from pdopt.operators.dense import Dense
+from pdopt.operators.diagonal import Diagonal
 from pdopt.operators.sparse import Sparse
 
 # Below this many entries a dense product beats any sparse layout on a CPU (linear spec, section 15: about 60 x 100).
@@ -68,16 +69,18 @@ def dense(operator: Any) -> Any:
 
 
 def to_scipy(operator: Any) -> Any:
-    """The stored entries of a dense or sparse operator as a SciPy matrix by columns, in float64; on the host.
+    """A dense, sparse or diagonal operator as a SciPy matrix by columns, in float64, on the host; None for others.
 
     Example:
         >>> to_scipy(as_operator(np.eye(2), np.float32)).nnz
         2
     """
-    if hasattr(operator, "row"):
+    if isinstance(operator, Sparse):
         entries = np.asarray(operator.values, np.float64), (np.asarray(operator.row), np.asarray(operator.column))
         return sp.csc_matrix(entries, shape=operator.shape)
-    return sp.csc_matrix(np.asarray(operator.entries, np.float64))
+    if isinstance(operator, Diagonal):
+        return sp.diags(np.asarray(operator.diagonal, np.float64), format="csc")
+    return sp.csc_matrix(np.asarray(operator.matrix, np.float64)) if isinstance(operator, Dense) else None
 
 
 def _from_bcoo(matrix: Any, dtype: Any) -> Any:

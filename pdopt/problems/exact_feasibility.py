@@ -52,8 +52,6 @@ def infeasibility(lp: Any, x: Any) -> np.ndarray | None:
         >>> print(infeasibility(lp, np.ones(2)))
         None
     """
-    if not hasattr(lp.A, "entries"):
-        return None
     l, u, low, high = (np.asarray(v, np.float64) for v in (lp.lower, lp.upper, lp.row_lower, lp.row_upper))
     below, above = np.isfinite(l), np.isfinite(u)
     equal = low == high
@@ -64,7 +62,10 @@ def infeasibility(lp: Any, x: Any) -> np.ndarray | None:
     height, width = slacks.size, l.size + free.size + np.count_nonzero(slacks)
     if height * width > LARGEST:
         return None
-    B = to_scipy(lp.A).tocsr()
+    B = to_scipy(lp.A)
+    if B is None:
+        return None
+    B = B.tocsr()
     if _met(B, np.clip(np.asarray(x, np.float64), l, u), l, u, low, high):
         return None
     A = B.toarray()

@@ -154,7 +154,8 @@ def presolve(problem: Any) -> Presolved:
     """
     if not isinstance(problem, LinearProgram):
         raise UnsupportedProblem(f"problem has type {type(problem).__name__}; presolve takes a LinearProgram")
-    if not hasattr(problem.A, "entries"):
+    A = to_scipy(problem.A)
+    if A is None:
         raise UnsupportedProblem(f"A is a {type(problem.A).__name__} without entries, which presolve cannot look at")
     original = problem.minimised()
     if bool(original.crossed()):
@@ -166,7 +167,7 @@ def presolve(problem: Any) -> Presolved:
     options = {"output_flag": False, "log_to_console": False, "threads": 1, "presolve_rule_off": DEPENDENT_EQUATIONS}
     for option, value in options.items():
         highs.setOptionValue(option, value)
-    if highs.passModel(_model(highspy, original)).name == "kError":
+    if highs.passModel(_model(highspy, original, A)).name == "kError":
         return Presolved(UNCHANGED, original, problem, None)
     status = highs.presolve()
     found = UNCHANGED if status.name == "kError" else _FOUND.get(highs.getModelPresolveStatus().name, UNCHANGED)
@@ -176,9 +177,9 @@ def presolve(problem: Any) -> Presolved:
     return Presolved(found, None if found == EMPTY else original, problem, highs)
 
 
-def _model(highspy: Any, lp: Any) -> Any:
+def _model(highspy: Any, lp: Any, A: Any) -> Any:
     """The program in HiGHS's form; rows and columns are named by their place, which tells later what is left."""
-    made, A = highspy.HighsLp(), to_scipy(lp.A)
+    made = highspy.HighsLp()
     made.num_row_, made.num_col_ = A.shape
     made.col_cost_, made.offset_ = np.asarray(lp.c, np.float64), float(lp.offset)
     made.col_lower_, made.col_upper_ = np.asarray(lp.lower, np.float64), np.asarray(lp.upper, np.float64)

@@ -11,8 +11,9 @@ from jax.experimental import sparse as jsparse
 
 from pdopt.errors import InvalidProblem
 from pdopt.operators.base import Operator
-from pdopt.operators.convert import as_operator
+from pdopt.operators.convert import as_operator, to_scipy
 from pdopt.operators.dense import Dense
+from pdopt.operators.diagonal import Diagonal
 from pdopt.operators.implicit import Implicit, Scaled, check_adjoint
 from pdopt.operators.sparse import Sparse
 
@@ -372,3 +373,13 @@ class TestImplicit:
         short = Implicit(operator.data, shift, lambda d, y: y, (4, 5))
         with pytest.raises(InvalidProblem, match=r"A'y has \(4,\), expected \(5,\)"):
             check_adjoint(short, x, y)
+
+
+@EACH
+def test_scipy_gets_the_entries_back(name):
+    for made in (as_operator(MATRICES[name], np.float32), as_operator(MATRICES[name].toarray(), np.float32)):
+        found = to_scipy(made)
+        np.testing.assert_allclose(found.toarray(), MATRICES[name].toarray(), rtol=1e-6)
+    diagonal = Diagonal.make([2.0, 0.0, 3.0], jnp.float32)
+    np.testing.assert_array_equal(to_scipy(diagonal).toarray(), np.diag([2.0, 0.0, 3.0]))
+    assert to_scipy(Implicit((), lambda _, x: x, lambda _, y: y, (4, 4))) is None

@@ -11,6 +11,7 @@ from scipy.optimize import linprog
 
 import pdopt
 from pdopt.errors import UnsupportedProblem
+from pdopt.operators.diagonal import Diagonal
 from pdopt.operators.implicit import Implicit
 from pdopt.problems.presolve import presolve
 from pdopt.types import Pair
@@ -97,6 +98,14 @@ def test_what_it_decides_and_what_it_leaves_open():
     assert open_.found == "undecided"
     assert open_.problem.shape == (2, 2)
     assert open_.removed == (0, 0)
+
+
+def test_a_diagonal_matrix_is_looked_at():
+    A = Diagonal(jnp.array([1.0, 2.0], jnp.float32))
+    lp = pdopt.LinearProgram([1.0, 2.0], A, [1.0, 2.0], [9.0, 9.0], [0.0, 0.0], [5.0, 5.0], dtype=jnp.float32)
+    made = presolve(lp)
+    assert made.found == "empty"
+    np.testing.assert_array_equal(made.postsolve(Pair([], [])).x, [1.0, 1.0])
 
 
 def test_what_it_cannot_look_at_is_refused():
