@@ -149,7 +149,8 @@ def advance_unrolled(judge: Any, view: Any, method: Any, carry: Carry, tolerance
     whole, rest = divmod(limit - soon * short, method.every)
     full = jax.checkpoint(lambda carry: block(carry, method.every))
     if getattr(method, "idles", False):
-        visit = method.block(view, carry.state, 0)[1]
+        still = lax.stop_gradient((method, view, carry.state))  # reverse mode cannot go through the loop of a block
+        visit = still[0].block(still[1], still[2], 0)[1]
         carry = _checked(judge, view, method, carry, carry.state, visit, jnp.int32(0), tolerance, limit)
     carry = carry._replace(optimality=lax.stop_gradient(carry.optimality))
     if soon:

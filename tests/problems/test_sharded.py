@@ -103,9 +103,11 @@ def test_rays_come_back_in_the_users_order(kind):
     lp = pdopt.LinearProgram([1.0, -1.0], A, low, [INF] * 3, [0.0, 0.0], [INF, INF], dtype=jnp.float64)
     one, eight = pdopt.solve(lp), pdopt.solve(pdopt.shard(lp, grid(4, 2)))
     assert one.reason is eight.reason
-    assert one.reason.proved
-    for a, b in zip(jax.tree.leaves(one.certificate), jax.tree.leaves(eight.certificate)):
-        np.testing.assert_allclose(a, b, atol=1e-6)
+    # Rays of a cone are many, and which one is found is up to rounding: each must prove it on the user's own program.
+    for found in (one, eight):
+        rays = lp.rays(found.certificate.ray)
+        assert bool(rays.primal_infeasible if kind == "infeasible" else rays.dual_infeasible)
+        assert [np.shape(part) for part in jax.tree.leaves(found.certificate)] == [(2,), (2,), (3,)]
 
 
 @pytest.mark.slow
