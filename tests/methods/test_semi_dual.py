@@ -150,9 +150,9 @@ def test_averaged_subgradient_steps_agree_on_a_small_problem():
             return rule.apply(T, track, Memory(), step)[0], None
 
         def run(start):
-            numbers = jnp.arange(4000, dtype=jnp.float64)
-            half = jax.lax.scan(one, rule.init(start), numbers[:2000])[0]
-            return jax.lax.scan(one, rule.init(half.point), numbers[2000:])[0].mean
+            numbers = jnp.arange(16_000, dtype=jnp.float64)
+            half = jax.lax.scan(one, rule.init(start), numbers[:8000])[0]
+            return jax.lax.scan(one, rule.init(half.point), numbers[8000:])[0].mean
 
         f = view.start().y
         mean = jax.jit(run)(Pair(dense(f), f))
