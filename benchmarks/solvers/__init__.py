@@ -50,6 +50,7 @@ class Solver(NamedTuple):
 SOLVERS = {
     "pdopt": Solver("library", {"engine": "default"}, ("pdopt", "jax"), True),
     "pdopt-presolve": Solver("library", {"engine": "default", "presolve": True}, ("pdopt", "jax", "highspy"), True),
+    "pdopt-confirmed": Solver("library", {"engine": "default", "confirm": True}, ("pdopt", "jax"), True),
     "pdopt-constant": Solver("library", {"engine": "constant"}, ("pdopt", "jax"), True),
     "pdopt-averaged": Solver("library", {"engine": "averaged"}, ("pdopt", "jax"), True),
     "pdlp": Solver("ortools_pdlp", {"presolve": False}, ("ortools",)),

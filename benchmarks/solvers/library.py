@@ -25,13 +25,17 @@ _prepared: dict[int, tuple[LinearData, Any, float]] = {}
 _problems = itertools.count(1)
 
 
-def solve(data: LinearData, tolerance: float, limit: float, engine: str = "default", presolve: bool = False) -> Answer:
+def solve(
+    data: LinearData, tolerance: float, limit: float, engine: str = "default", presolve: bool = False,
+    confirm: bool = False,
+) -> Answer:  # fmt: skip
     """Compile time = first call with one block of steps less a second such call; then the whole solve, compiled.
 
     The tolerance is traced, so a second tolerance on the same data compiles nothing; the compile time of the first is
     reported with both. The limit is one of CPU seconds: the traced `solve` is given the iterations that fit. With
     presolve, and for the method of multipliers, whose steps take as long as they take, it is `pdopt.run` that solves,
-    by its own limit; the time of presolve and of postsolve is in its figures.
+    by its own limit; the time of presolve and of postsolve is in its figures, and that of a second look at small
+    programs (`pdopt.confirmed`), which the traced `solve` is given where it is to `confirm`.
     """
 
     def whole(problem: Any, tolerance: float, most: int) -> Any:
@@ -43,7 +47,7 @@ def solve(data: LinearData, tolerance: float, limit: float, engine: str = "defau
             ).solution  # fmt: skip
         else:
             solution = pdopt.solve(problem, method, tolerance=tolerance, max_iterations=most, history=HISTORY)
-            solution = pdopt.confirmed(problem, solution)
+            solution = pdopt.confirmed(problem, solution) if confirm else solution
         return jax.block_until_ready(solution)
 
     with jax.enable_x64(True):
