@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,7 +48,14 @@ class Options(NamedTuple):
 def run_all(
     instances: list[Instance], solvers: tuple[str, ...], options: Options, say: Any = print
 ) -> list[dict[str, Any]]:
-    """One record for each (solver, tolerance, instance); the time left is shared by the solvers still to run."""
+    """One record for each (solver, tolerance, instance); the time left is shared by the solvers still to run.
+
+    Raises:
+        ValueError: two instances of one name, whose records could not be told apart.
+    """
+    names = Counter(instance.name for instance in instances)
+    if twice := sorted(name for name, times in names.items() if times > 1):
+        raise ValueError(f"instances must have names of their own, got more than one {', '.join(twice)}")
     folder = options.output / "work"
     folder.mkdir(parents=True, exist_ok=True)
     for number, instance in enumerate(instances):
@@ -65,8 +73,7 @@ def run_all(
 
 
 def _count(records: list[dict[str, Any]]) -> dict[str, int]:
-    outcomes = [record["outcome"] for record in records]
-    return {outcome: outcomes.count(outcome) for outcome in set(outcomes)}
+    return Counter(record["outcome"] for record in records)
 
 
 def _run_solver(

@@ -1,6 +1,7 @@
 """Named sets of linear programs: files of the data folder where present, generated ones with a seed elsewhere."""
 
 import csv
+from collections import Counter
 from pathlib import Path
 
 from benchmarks.data import Instance, read_mps
@@ -10,13 +11,19 @@ STATUS = {"optimal": "optimal", "infeasible": "primal_infeasible", "primal_infea
 
 
 def read_folder(folder: Path, reference: Path, largest: int | None = None, smallest: int = 0) -> list[Instance]:
-    """The linear programs of a folder of `smallest` to `largest` nonzeros, with what the reference table says."""
+    """The linear programs of a folder of `smallest` to `largest` nonzeros, with what the reference table says.
+
+    A name that the table has in two families (two programs are called sc205) is given as "family/name": records are
+    told apart by the name alone.
+    """
     with reference.open() as file:
-        known = {row["name"]: row for row in csv.DictReader(file)}
+        rows = [(row["name"], row.get("family") or folder.name, row) for row in csv.DictReader(file)]
+    known = {(name, family): row for name, family, row in rows}
+    count = Counter(name for name, _ in known)
     found = []
     for path in sorted(folder.glob("*.mps.gz")):
         name = path.name.removesuffix(".mps.gz")
-        row = known.get(name, {})
+        row = known.get((name, folder.name), {})
         if row.get("kind") == "QP" or (largest is not None and int(row.get("nonzeros") or 0) > largest):
             continue
         data = read_mps(path)
@@ -26,7 +33,8 @@ def read_folder(folder: Path, reference: Path, largest: int | None = None, small
         expected = STATUS.get(
             row.get("status", "").lower(), "optimal" if folder.name not in ("core", "infeasible") else ""
         )
-        found.append(Instance(name, folder.name, data, expected, float(text) if text else None))
+        label = name if count[name] < 2 else f"{folder.name}/{name}"
+        found.append(Instance(label, folder.name, data, expected, float(text) if text else None))
     return found
 
 
