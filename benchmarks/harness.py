@@ -80,10 +80,13 @@ def _run_solver(
     solver: str, instances: list[Instance], options: Options, folder: Path, deadline: float
 ) -> list[dict[str, Any]]:
     """All runs of one solver, instance by instance so that a compiled program serves every tolerance."""
+    compiling = COMPILE_ALLOWANCE if SOLVERS[solver].compiles else 0.0
+    # More CPU than this cannot be a solve within its limit. MPAX has no limit of its own, and the wall one is patient.
+    cpu = options.time_limit * OVERRUN + compiling + GRACE if options.patience else None
     tasks = [
         {
             "key": f"{number}:{tolerance:g}", "data": str(folder / f"{number}.npz"), "tolerance": tolerance,
-            "limit": options.time_limit, "answer": str(folder / f"{solver}-{number}-{tolerance:g}.npz"),
+            "limit": options.time_limit, "cpu": cpu, "answer": str(folder / f"{solver}-{number}-{tolerance:g}.npz"),
         }
         for number in sorted(range(len(instances)), key=lambda i: instances[i].data.nonzeros)
         for tolerance in options.tolerances
@@ -98,7 +101,6 @@ def _run_solver(
         order = folder / f"{solver}.json"
         order.write_text(json.dumps({"solver": solver, "tasks": pending}))
         command = [sys.executable, "-m", "benchmarks.worker", str(order)]
-        compiling = COMPILE_ALLOWANCE if SOLVERS[solver].compiles else 0.0
         allowed = (options.time_limit + compiling) * max(options.patience, 1.0) + GRACE
         found, about_child = run_child(command, allowed, deadline, folder / f"{solver}.log")
         about = about or about_child
@@ -157,8 +159,12 @@ def run_child(
                 break
             if line is None:
                 if current is not None:
-                    child.wait()
-                    results[current] = {"crash": f"the child process ended with code {child.returncode}"}
+                    code = child.wait()
+                    results[current] = (
+                        {"overran": "the CPU seconds of its limit and of compilation"}
+                        if code == -signal.SIGXCPU
+                        else {"crash": f"the child process ended with code {code}"}
+                    )
                 break
             message = json.loads(line)
             if "start" in message:

@@ -1,14 +1,19 @@
 """The child process: one solver, a list of tasks. Protocol on standard output, one JSON object a line.
 
-`python -m benchmarks.worker TASKS.json` reads `{"solver", "tasks": [{"key", "data", "tolerance", "limit", "answer"}]}`,
-says `{"start": key}` before each task and `{"done": key, ...}` after it, and writes the arrays to the task's `answer`
-file. The parent times each task and ends the process group of a child that overruns. A child takes many tasks so that
-importing JAX, and compiling for one shape, is paid once and not per run.
+`python -m benchmarks.worker TASKS.json` reads
+`{"solver", "tasks": [{"key", "data", "tolerance", "limit", "cpu", "answer"}]}`, says `{"start": key}` before each task
+and `{"done": key, ...}` after it, and writes the arrays to the task's `answer` file. The parent times each task and
+ends the process group of a child that overruns; where a task says how many CPU seconds it may take (`cpu`), the system
+ends a child that takes more, by SIGXCPU. A child takes many tasks so that importing JAX, and compiling for one shape,
+is paid once and not per run.
 """
 
 import json
+import math
 import os
+import resource
 import sys
+import time
 import traceback
 from importlib import metadata
 from pathlib import Path
@@ -51,6 +56,8 @@ def main(path: str) -> int:
         if kept[0] != task["data"]:
             kept = (task["data"], load(Path(task["data"])))
         say(start=task["key"])
+        if task["cpu"] is not None:
+            limit_cpu(task["cpu"])
         try:
             answer = solve(kept[1], task["tolerance"], task["limit"], **solver.settings)
         except Exception as error:
@@ -61,6 +68,12 @@ def main(path: str) -> int:
         np.savez(task["answer"], **{k: v for k, v in arrays.items() if v is not None})
         say(done=task["key"], status=answer.status, iterations=answer.iterations, **answer.timing._asdict())
     return 0
+
+
+def limit_cpu(seconds: float) -> None:
+    """Let this process take `seconds` of CPU more (rounded up to whole ones), by any of its threads."""
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time() + seconds), hard))
 
 
 def device(compiles: bool) -> str:

@@ -89,6 +89,12 @@ def test_a_child_that_hangs_is_killed(tmp_path):
 
 
 @pytest.mark.multiprocess
+def test_a_child_that_takes_too_much_cpu_is_ended_by_the_system(tmp_path):
+    script = "from benchmarks import worker; worker.say(start='a'); worker.limit_cpu(0.1)\nwhile True: pass"
+    assert "overran" in child(tmp_path, script)["a"]
+
+
+@pytest.mark.multiprocess
 def test_the_deadline_of_the_run_cuts_a_task(tmp_path):
     # The deadline must leave the interpreter time to start, or no task is under way when it passes.
     assert child(tmp_path, HANGS, deadline=3.0) == {"a": {"cut": "time budget of the whole run"}}
