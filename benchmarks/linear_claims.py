@@ -59,7 +59,8 @@ def _certified(records: list[dict[str, Any]], tolerance: float) -> Claim:
 
 
 def _never_wrong(records: list[dict[str, Any]]) -> Claim:
-    ran = [r for r in records if r["solver"] == OURS and r["outcome"] not in ("not installed", "cut")]
+    """Of all our solvers: `pdopt`, `pdopt-presolve` and the other engines."""
+    ran = [r for r in records if r["solver"].split("-")[0] == OURS and r["outcome"] not in ("not installed", "cut")]
     bad = [r["instance"] for r in ran if r["outcome"] in ("wrong", "inaccurate", "crash")]
     promise = "no answer wrong, inaccurate or lost in a crash (count)"
     return Claim(promise, float(len(bad)) if ran else None, 0.0, "<=", " ".join(dict.fromkeys(bad)))
@@ -100,14 +101,15 @@ def _times(records: list[dict[str, Any]], tolerance: float, ours: str, theirs: s
 
 
 def _more_solved(records: list[dict[str, Any]], tolerance: float, ours: str, theirs: str) -> Claim:
-    """Within the same limits, on the instances that both were given; what only the other solved is named."""
+    """Within the same limits, on the instances that both were given. Not judged where both solve every one."""
     mine, other = _ran(records, ours, tolerance), _ran(records, theirs, tolerance)
     shared = [name for name in mine if name in other]
     solved = [{name for name in shared if side[name]["outcome"] == "solved"} for side in (mine, other)]
     lost = [f"{name} ({mine[name]['outcome']})" for name in shared if name not in solved[0]]
     note = f"{len(solved[0])} and {len(solved[1])} of {len(shared)}; not: {' '.join(lost) or 'none'}"
     promise = f"instances that {ours} solves beyond {theirs}'s number at {tolerance:g}"
-    return Claim(promise, float(len(solved[0]) - len(solved[1])) if shared else None, 1.0, ">=", note)
+    more = None if solved[0] == solved[1] == set(shared) else float(len(solved[0]) - len(solved[1]))
+    return Claim(promise, more, 1.0, ">=", note)
 
 
 def _compile(records: list[dict[str, Any]]) -> Claim:
